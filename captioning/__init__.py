@@ -1,0 +1,1 @@
+"""Image captioning with a frozen CNN, FastText embeddings and a merge-decoder."""

@@ -1,0 +1,84 @@
+"""Files that are whole or absent, and errors a user can act on.
+
+Everything the project writes goes through :func:`replacing`: a temporary name in the same
+folder, flushed to disk, then renamed into place. A reader sees the old file or the new one,
+never half of either, whenever the process dies.
+"""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used.
+
+    The message is one or two lines: what came, what was expected, how to mend it. The scripts
+    print it to stderr and exit with status 2, without a traceback.
+    """
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
+
+    The temporary file keeps the suffix of `path` (libraries choose formats by it). If the block
+    raises, the temporary file is removed and `path` is left as it was.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full; names the file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_error(path: str | os.PathLike, error: OSError) -> InputError:
+    """Turn the operating system's refusal to write `path` into a message with a remedy."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = "free some space (or raise the limit) and run the same command again"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "choose a folder you may write to"
+    else:
+        remedy = "check the path"
+    return InputError(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: object, indent: int | None = 1) -> None:
+    """Write `value` to `path` as UTF-8 JSON, whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+
+
+def read_json(path: str | os.PathLike, made_by: str) -> object:
+    """Read the JSON file `path`; `made_by` tells the user what writes such a file.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; it is written by {made_by}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        raise InputError(f"{path}: {reason}; write it anew with {made_by}") from None
