@@ -246,8 +246,9 @@ class CiderD:
     `Cider`, whose name lacks the D but not its clipping and penalty.
 
     The vectors of the references are computed once, so that the same class scores a split and
-    serves as the reward of self-critical training (some 20,000 hypotheses a second on one core). There, append
-    the end token to references and hypotheses alike, so that stopping early or late costs.
+    serves as the reward of self-critical training (some 20,000 hypotheses a second on one core).
+    There, append the end token to references and hypotheses alike, so that stopping early or late
+    costs.
 
     Args:
         references: for each image, its captions as sequences of tokens.
