@@ -1,0 +1,248 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from captioning.dataset import CaptionDataset
+from captioning.embeddings import WordVectors, embedding_matrix
+from captioning.files import InputError
+from captioning.prepared import CaptionTokens, Prepared, write_captions, write_embeddings
+from captioning.vocabulary import END, START, Vocabulary, tokenize
+
+CAPTIONS = {
+    "x.jpg": ["A dog runs .", "The dog's ball", "..."],
+    "deep/y.jpg": ['A cat \N{CAT FACE} said "hi"\u2028\n', "half a pair: \ud83d"],
+    "z.jpg": ["Ein Mädchen läuft"],
+}
+SPLITS = {"train": ["deep/y.jpg", "x.jpg"], "dev": ["z.jpg"]}
+
+
+def dataset(image_folder, splits=SPLITS):
+    return CaptionDataset(
+        layout="csv",
+        image_folder=image_folder,
+        captions=CAPTIONS,
+        splits=splits,
+        split_origin="drawn",
+        summary={"captions in capitals": 1},
+        problems=[],
+    )
+
+
+def vocabulary(*splits):
+    images = [image for split in splits or ["train"] for image in SPLITS[split]]
+    captions = [tokenize(caption) for image in images for caption in CAPTIONS[image]]
+    return Vocabulary.from_captions(captions, min_count=1)
+
+
+def embedding(built, dimension=3):
+    words = built.words[4:]
+    vectors = {word: np.full(dimension, len(word), np.float32) for word in words}
+    return embedding_matrix(built, WordVectors(dimension, vectors))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "prepared"
+    write_captions(folder, dataset(tmp_path / "images"), vocabulary(), {"min_count": 1})
+    write_embeddings(folder, embedding(vocabulary()), "vectors.vec")
+    return folder
+
+
+def test_what_was_written_is_read(folder):
+    prepared = Prepared(folder)
+    assert prepared.layout == "csv"
+    assert prepared.split_origin == "drawn"
+    assert prepared.summary == {"captions in capitals": 1}
+    assert prepared.splits == {"train": 2, "dev": 1}
+    assert prepared.parameters == {"min_count": 1}
+    assert prepared.vocabulary == vocabulary()
+    for split, images in SPLITS.items():
+        assert prepared.images(split) == images
+        assert prepared.references(split) == [CAPTIONS[image] for image in images]
+    np.testing.assert_array_equal(prepared.embeddings(), embedding(vocabulary()).matrix)
+    settings = json.loads((folder / "embeddings.json").read_text())
+    assert settings["source"] == "vectors.vec"
+    assert settings["coverage"]["found"] == len(vocabulary()) - 4
+
+
+def test_tokens_are_the_captions_in_split_order(folder):
+    prepared = Prepared(folder)
+    tokens = prepared.tokens("train")
+    assert (tokens.ids.dtype, tokens.offsets.dtype, tokens.images.dtype) == (
+        np.int32,
+        np.int64,
+        np.int32,
+    )
+    texts = [prepared.vocabulary.decode(tokens[index]) for index in range(len(tokens))]
+    # "..." holds no word and is left out.
+    assert texts == ["a cat said hi", "half a pair", "a dog runs", "the dog's ball"]
+    assert tokens.images.tolist() == [0, 0, 1, 1]
+    assert all(tokens[index][0] == START and tokens[index][-1] == END for index in range(4))
+    dev = prepared.tokens("dev")
+    assert prepared.vocabulary.decode(dev[0]) == "<unk> <unk> <unk>"
+
+
+def test_a_split_may_be_empty(tmp_path):
+    splits = {"train": SPLITS["train"], "test": []}
+    write_captions(tmp_path, dataset(tmp_path, splits), vocabulary(), {})
+    prepared = Prepared(tmp_path)
+    assert prepared.images("test") == prepared.references("test") == []
+    assert len(prepared.tokens("test")) == 0
+
+
+def test_the_folder_moves_with_its_images(tmp_path, folder):
+    assert Prepared(folder).image_folder == (tmp_path / "images").resolve()
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    shutil.move(folder, moved / "prepared")
+    assert Prepared(moved / "prepared").image_folder == (moved / "images").resolve()
+    description = json.loads((moved / "prepared/prepared.json").read_text())
+    assert description["image_folder"] == "../images"
+
+
+def test_an_unknown_split_names_the_known_ones(folder):
+    for read in [Prepared(folder).images, Prepared(folder).references, Prepared(folder).tokens]:
+        with pytest.raises(InputError, match="no split 'test'; it has train, dev"):
+            read("test")
+
+
+def test_a_second_run_leaves_nothing_of_the_first(folder, tmp_path):
+    other = vocabulary("train", "dev")
+    write_captions(folder, dataset(tmp_path, {"dev": SPLITS["dev"]}), other, {})
+    prepared = Prepared(folder)
+    assert prepared.vocabulary == other
+    assert prepared.splits == {"dev": 1}
+    assert [file.name for file in (folder / "captions").iterdir()] == ["dev.jsonl"]
+    assert [file.name for file in (folder / "tokens").iterdir()] == ["dev.npz"]
+    with pytest.raises(InputError, match=r"embeddings\.json: made with another vocabulary"):
+        prepared.embeddings()
+    write_embeddings(folder, embedding(other), "vectors.vec")
+    assert len(prepared.embeddings()) == len(other)
+
+
+def test_a_run_that_dies_leaves_the_folder_unfinished(folder, tmp_path, monkeypatch):
+    def die(self, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Vocabulary, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_captions(folder, dataset(tmp_path), vocabulary("dev"), {})
+    with pytest.raises(
+        InputError, match=r"prepared\.json: no such file.*caption_extraction\.ipynb"
+    ):
+        Prepared(folder)
+
+
+def test_pieces_of_two_runs_are_not_mixed(folder, tmp_path):
+    other = tmp_path / "other"
+    write_captions(other, dataset(tmp_path), vocabulary("dev"), {})
+    for piece, read in [
+        ("vocabulary.json", lambda: Prepared(folder).vocabulary),
+        ("tokens/train.npz", lambda: Prepared(folder).tokens("train")),
+    ]:
+        shutil.copy(folder / piece, tmp_path / "kept")
+        shutil.copy(other / piece, folder / piece)
+        with pytest.raises(InputError, match=f"{piece}: made with another vocabulary"):
+            read()
+        shutil.copy(tmp_path / "kept", folder / piece)
+        read()
+
+
+READERS = {
+    "prepared.json": lambda prepared: prepared,
+    "vocabulary.json": lambda prepared: prepared.vocabulary,
+    "captions/train.jsonl": lambda prepared: prepared.references("train"),
+    "tokens/train.npz": lambda prepared: prepared.tokens("train"),
+    "embeddings.npy": lambda prepared: prepared.embeddings(),
+    "embeddings.json": lambda prepared: prepared.embeddings(),
+}
+
+
+@pytest.mark.parametrize("piece", READERS)
+def test_missing_and_damaged_pieces_are_named_with_their_writer(folder, piece):
+    whole = (folder / piece).read_bytes()
+    (folder / piece).unlink()
+    with pytest.raises(InputError, match=rf"{piece}: no such file.*caption_extraction\.ipynb"):
+        READERS[piece](Prepared(folder))
+    for damage in [b"", b"\xff garbage", whole[: len(whole) // 2], b"[]", b"null\nnull\n"]:
+        (folder / piece).write_bytes(damage)
+        with pytest.raises(InputError, match=rf"{piece}.*caption_extraction\.ipynb"):
+            READERS[piece](Prepared(folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("version", 2), ("splits", {"train": "two"}), ("image_folder", None), ("vocabulary", 5)],
+)
+def test_a_description_of_another_kind_is_refused(folder, key, value):
+    path = folder / "prepared.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(InputError, match=r"prepared\.json: .*caption_extraction\.ipynb"):
+        Prepared(folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"image": "x.jpg"}', "line 3: not an image with its captions"),
+        ('{"image": "x.jpg", "captions": [5]}', "line 3: a caption is not text"),
+        ('{"image": "x.jpg", "captions": []}', "3 images, expected 2"),
+    ],
+)
+def test_a_broken_caption_line_is_named(folder, line, message):
+    with (folder / "captions/train.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(InputError, match=rf"train\.jsonl.*{message}"):
+        Prepared(folder).images("train")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": np.array([START, 999, END] * 4, np.int32)},
+        {"ids": np.array([START, -1, END] * 4, np.int32)},
+        {"ids": np.array([END, 4, START] * 4, np.int32)},
+        {"ids": np.array([START, 4, END] * 4, np.int64)},
+        {"offsets": np.array([0, 3, 6, 9, 13])},
+        {"offsets": np.array([0, 9, 6, 3, 12])},
+        {"offsets": np.array([0, 3, 6, 12])},
+        {"images": np.array([0, 0, 1, 2], np.int32)},
+        {"images": np.array([[0, 0, 1, 1]], np.int32)},
+    ],
+)
+def test_tokens_that_do_not_fit_together_are_refused(folder, change):
+    fitting = {
+        "ids": np.array([START, 4, END] * 4, np.int32),
+        "offsets": np.array([0, 3, 6, 9, 12]),
+        "images": np.array([0, 0, 1, 1], np.int32),
+        "vocabulary": np.array(vocabulary().fingerprint),
+    }
+    np.savez(folder / "tokens/train.npz", **fitting)
+    assert isinstance(Prepared(folder).tokens("train"), CaptionTokens)
+    np.savez(folder / "tokens/train.npz", **{**fitting, **change})
+    with pytest.raises(InputError, match=r"train\.npz: damaged, its arrays do not fit"):
+        Prepared(folder).tokens("train")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.zeros((3, 2), np.float32), "expected float32 with a row for each of"),
+        (np.zeros((len(vocabulary()), 2)), "expected float32 with a row for each of"),
+        (np.full((len(vocabulary()), 2), np.nan, np.float32), "holds NaN or infinity"),
+        (np.array([{"pickled": 1}]), "cannot be read"),
+    ],
+)
+def test_a_matrix_of_another_shape_is_refused(folder, matrix, message):
+    np.save(folder / "embeddings.npy", matrix)
+    with pytest.raises(InputError, match=rf"embeddings\.npy: .*{message}"):
+        Prepared(folder).embeddings()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"file.*cannot be written"):
+        write_captions(tmp_path / "file", dataset(Path("images")), vocabulary(), {})
