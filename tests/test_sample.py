@@ -1,0 +1,252 @@
+"""The sample data set: its layout, the truth of its captions, its pictures, its worth as a test."""
+
+import importlib.util
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioning import metrics
+from captioning.dataset import read_dataset
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "data" / "sample"
+
+SPEC = importlib.util.spec_from_file_location("draw_sample", ROOT / "tools" / "draw_sample.py")
+draw_sample = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = draw_sample  # dataclasses look their module up
+SPEC.loader.exec_module(draw_sample)
+
+# The words are listed here once more, so that the captions are read without the code that wrote
+# them.
+COUNTS = {"a": 1, "an": 1, "two": 2, "three": 3}
+COLOURS = "red|yellow|green|blue|pink|black|white|brown"
+KINDS = "ball|boat|boy|car|cat|dog|duck|girl|house|kite|tree|umbrella"
+PLACES = {
+    "beach": r"beach|sand|sandy",
+    "snow": r"snow|snowy",
+    "grass": r"grass|grassy|(?:in|over) a field",
+    "night": r"night|stars|dark",
+    "water": r"water|sea",
+    "street": r"street|road",
+}
+MENTION = re.compile(
+    rf"\b(?P<count>an?|two|three) (?:(?P<colour>{COLOURS}) )?(?P<kind>{KINDS})s?\b"
+    rf"(?: in (?:a )?(?P<clothes>{COLOURS}) (?:shirts?|dress(?:es)?)\b)?"
+)
+DOING = r"(?:is )?(?:(?:lying|parked|sitting|standing|flying|floating|swimming|growing) )?"
+
+
+def mentions(caption):
+    """Return (count, colour or None, kind) of everything that `caption` names, in its order."""
+    return [
+        (COUNTS[found["count"]], found["colour"] or found["clothes"], found["kind"])
+        for found in MENTION.finditer(caption)
+    ]
+
+
+# Boxes are (left, top, right, bottom) in pixels from the picture's upper left corner.
+
+
+def left_of(a, b):
+    return (a[0] + a[2]) / 2 + 60 < (b[0] + b[2]) / 2 and a[2] < b[0] + 12
+
+
+def above(a, b):
+    flies = a[3] < b[1] + 20
+    covers = abs(a[3] - b[3]) < 15  # an umbrella: its pole stands beside what it covers
+    return (flies or covers) and a[1] < b[1] - 20 and a[0] < (b[0] + b[2]) / 2 < a[2]
+
+
+def on(a, b):
+    return b[1] - 5 < a[3] < b[3] - 15 and b[0] < (a[0] + a[2]) / 2 < b[2]
+
+
+def behind(a, b):
+    return a[3] < b[3] - 20 and b[1] < a[3] and a[0] < b[2] and b[0] < a[2]
+
+
+RELATIONS = {  # what stands between two mentions -> what it says of their boxes
+    "to the left of": left_of,
+    "to the right of": lambda a, b: left_of(b, a),
+    "next to": lambda a, b: left_of(a, b) or left_of(b, a),
+    "beside": lambda a, b: left_of(a, b) or left_of(b, a),
+    "above": above,
+    "over": above,
+    "under": lambda a, b: above(b, a),
+    "below": lambda a, b: above(b, a),
+    "behind": behind,
+    "in front of": lambda a, b: behind(b, a),
+    "on": on,
+    "on top of": on,
+    "with": lambda a, b: on(b, a),
+    "and": lambda a, b: True,
+}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return read_dataset(SAMPLE)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return {scene.name: scene for scene in draw_sample.sample_scenes()}
+
+
+def read_picture(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.float32)
+
+
+def word_counts(dataset, split):
+    captions = (caption for name in dataset.splits[split] for caption in dataset.captions[name])
+    return Counter(word for caption in captions for word in metrics.scoring_tokens(caption))
+
+
+def test_is_read_as_the_official_layout_and_nothing_is_odd(dataset):
+    assert dataset.layout == "official"
+    assert dataset.image_folder == SAMPLE / "Flicker8k_Dataset"
+    sizes = {split: len(names) for split, names in dataset.splits.items()}
+    assert sizes == {"train": 300, "dev": 50, "test": 50}
+    assert (dataset.summary, dataset.problems) == ({}, [])
+
+
+def test_splits_are_disjoint_and_complete(dataset):
+    names = [name for split in dataset.splits.values() for name in split]
+    assert len(names) == len(set(names))
+    assert set(names) == set(dataset.captions)
+
+
+def test_every_image_has_five_different_captions_in_the_style_of_flickr8k(dataset):
+    for name, captions in dataset.captions.items():
+        assert len(set(captions)) == len(captions) == 5, name
+        for caption in captions:
+            assert re.fullmatch(r"[A-Z][a-z]*( [a-z]+){3,} \.", caption), (name, caption)
+
+
+def test_pictures_are_small_rgb_squares(dataset):
+    for name in dataset.captions:
+        with Image.open(dataset.image_folder / name) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (224, 224)), name
+    assert sum(file.stat().st_size for file in SAMPLE.rglob("*") if file.is_file()) < 4_000_000
+
+
+def test_held_out_words_are_known_from_training(dataset):
+    known = word_counts(dataset, "train")
+    assert 80 <= len(known) <= 150
+    for split in ("dev", "test"):
+        assert {word for word in word_counts(dataset, split) if known[word] < 5} == set()
+
+
+def test_held_out_scenes_are_new_combinations(dataset, scenes):
+    trained = {(scenes[name].things, scenes[name].relation) for name in dataset.splits["train"]}
+    for split in ("dev", "test"):
+        held_out = {(scenes[name].things, scenes[name].relation) for name in dataset.splits[split]}
+        assert len(held_out) == 50
+        assert not held_out & trained
+
+
+def test_captions_are_those_the_script_writes(dataset, scenes):
+    written = {name: draw_sample.write_captions(scene) for name, scene in scenes.items()}
+    assert dataset.captions == written
+    for split, names in dataset.splits.items():
+        assert names == [name for name, scene in scenes.items() if scene.split == split]
+
+
+def test_captions_are_true(dataset, scenes):
+    """Counts, colours, kinds and places are the scene's; relations hold between the boxes."""
+    said = Counter()
+    for name, captions in dataset.captions.items():
+        scene = scenes[name]
+        things = {thing.kind: thing for thing in scene.things}
+        boxes = {placement.kind: placement.box for placement in draw_sample.lay_out(scene)}
+        for caption in captions:
+            named = mentions(caption.lower())
+            told = f"{name}: {caption}"
+            assert 1 <= len(named) <= len(things), told
+            for count, colour, kind in named:
+                assert count == things[kind].count, told
+                assert colour in (None, things[kind].colour), told
+            colours = re.findall(rf"\b(?:{COLOURS})\b", caption)
+            assert colours == [colour for _, colour, _ in named if colour], told
+            for place, pattern in PLACES.items():
+                if re.search(rf"\b(?:{pattern})\b", caption.lower()):
+                    assert place == scene.place, told
+                    said[place] += 1
+            if len(named) == 2:
+                between = MENTION.split(caption.lower())[5]
+                relation = re.fullmatch(rf" {DOING}(.+) ", between)[1]
+                assert RELATIONS[relation](boxes[named[0][2]], boxes[named[1][2]]), told
+                said[relation] += 1
+    assert said.keys() == PLACES.keys() | RELATIONS.keys()  # every wording was put to the test
+
+
+def test_things_lie_within_the_picture_and_groups_do_not_hide_each_other(scenes):
+    for scene in scenes.values():
+        placements = draw_sample.lay_out(scene)
+        assert len(placements) == sum(thing.count for thing in scene.things)
+        for left, top, right, bottom in (placement.box for placement in placements):
+            assert left > -6 and top > -6 and right < 230 and bottom < 224, scene
+        centres = [(p.box[0] + p.box[2]) / 2 for p in placements]
+        if scene.relation is None:
+            gaps = np.diff(sorted(centres))
+            assert (gaps > 35).all(), scene
+
+
+def test_pictures_show_the_colours_that_the_captions_name(dataset, scenes):
+    """In the committed pictures each thing's own colour fills a part of its box; no other does."""
+    palette = {name: np.array(rgb, dtype=np.float32) for name, rgb in draw_sample.PALETTE.items()}
+    for name, scene in scenes.items():
+        picture = read_picture(dataset.image_folder / name)
+        shown = {thing.colour for thing in scene.things}
+        for placement in draw_sample.lay_out(scene):
+            left, top, right, bottom = (max(0, round(edge)) for edge in placement.box)
+            box = picture[top:bottom, left:right]
+            share = {
+                colour: (np.abs(box - rgb).max(axis=-1) < 45).mean()
+                for colour, rgb in palette.items()
+            }
+            assert share[placement.colour] > 0.12, (name, placement)
+            # White, brown and black are also snow's, trunks' and tyres'; blue is the sea's.
+            others = {"red", "yellow", "green", "pink"} - shown
+            assert all(share[colour] < 0.12 for colour in others), (name, placement, share)
+
+
+SUBJECTS = [("relation", relation) for relation in (None, *draw_sample.RELATIONS)]
+SUBJECTS += [("place", place) for place in PLACES]
+
+
+@pytest.mark.parametrize(("field", "value"), SUBJECTS)
+def test_redrawn_scenes_equal_the_committed_pictures(dataset, scenes, field, value):
+    """The drawing is the same to the last bit; the committed file differs by JPEG's loss alone."""
+    scene = next(scene for scene in scenes.values() if getattr(scene, field) == value)
+    drawn = draw_sample.draw_scene(scene)
+    assert drawn.tobytes() == draw_sample.draw_scene(scene).tobytes()
+    committed = read_picture(dataset.image_folder / scene.name)
+    assert np.abs(np.asarray(drawn, dtype=np.float32) - committed).mean() < 5
+
+
+def test_the_script_writes_what_the_reader_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(draw_sample, "SPLITS", {"train": 2, "dev": 1, "test": 1})
+    monkeypatch.setattr(sys, "argv", ["draw_sample.py", "--output", str(tmp_path / "new")])
+    draw_sample.main()
+    written = read_dataset(tmp_path / "new")
+    assert {split: len(names) for split, names in written.splits.items()} == draw_sample.SPLITS
+    assert [len(captions) for captions in written.captions.values()] == [5] * 4
+    assert (written.summary, written.problems) == ({}, [])
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_captions_belong_to_their_own_images(dataset, split):
+    """One caption against the other four: high; the same captions on wrong images: next to none."""
+    captions = [dataset.captions[name] for name in dataset.splits[split]]
+    references, hypotheses = [rest for _, *rest in captions], [first for first, *_ in captions]
+    right = metrics.score(references, hypotheses)["CIDEr-D"]
+    shuffled = metrics.score(references, hypotheses[1:] + hypotheses[:1])["CIDEr-D"]
+    assert right > 200
+    assert shuffled < right / 4
