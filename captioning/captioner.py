@@ -1,0 +1,191 @@
+"""Caption images or cached features with a trained checkpoint."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from captioning.checkpoint import Checkpoint
+from captioning.decoding import beam_search, decode_greedily
+from captioning.encoders import Encoder, load_encoder, load_image
+from captioning.features import MADE_BY, FeatureCache, encode_images
+from captioning.files import InputError
+from captioning.vocabulary import START
+
+PRETRAINED = Path(__file__).resolve().parent.parent / "data" / "pretrained" / "captioner.keras"
+BATCH_SIZE = 100  # images decoded at once
+LENGTH_PENALTY = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """A caption and how sure the model was.
+
+    Attributes:
+        text: the caption, lower-case words.
+        log_probability: of the whole caption with its end, natural logarithm.
+    """
+
+    text: str
+    log_probability: float
+
+
+class Captioner:
+    """A checkpoint, ready to caption.
+
+    Args:
+        checkpoint: the model with its vocabulary.
+        encoder: name or `.keras` file of the CNN; the one the checkpoint names if None.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, encoder: str | os.PathLike | None = None):
+        """Keep the pieces; the CNN is loaded when the first photograph comes."""
+        self.model = checkpoint.model
+        self.vocabulary = checkpoint.vocabulary
+        self.checkpoint = checkpoint
+        self._encoder_name = encoder
+        self._searches = {}
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike | None = None, encoder: str | os.PathLike | None = None
+    ) -> "Captioner":
+        """Load a checkpoint; the one that ships with the project if `path` is None.
+
+        Raises:
+            InputError: the checkpoint cannot be used.
+        """
+        return cls(Checkpoint.load(path or PRETRAINED), encoder)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The CNN that the model was trained with.
+
+        Raises:
+            InputError: it cannot be loaded, or is not the same network.
+        """
+        expected = self.checkpoint.encoder
+        encoder = load_encoder(
+            self._encoder_name or expected["name"], image_size=expected["image_size"]
+        )
+        if encoder.fingerprint != expected["fingerprint"]:
+            raise InputError(
+                f"the model was trained on features of {expected['name']} "
+                f"({expected['fingerprint']}), this encoder is {encoder.name} "
+                f"({encoder.fingerprint}); give the same encoder"
+            )
+        return encoder
+
+    def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Run the CNN on pictures from `load_image`: float32 (images, *feature_shape)."""
+        grid = encode_images(self.encoder, np.stack(pixels))
+        return feature_view(grid, self.model.config.feature_shape)
+
+    def caption_features(
+        self, features: np.ndarray, beam_width: int = 1, length_penalty: float = LENGTH_PENALTY
+    ) -> list[Caption]:
+        """Caption encoded images.
+
+        Args:
+            features: (images, *feature_shape), any float type.
+            beam_width: 1 is greedy search.
+            length_penalty: see `captioning.decoding.beam_search`.
+
+        Returns:
+            One caption an image.
+        """
+        search = self._search(beam_width, length_penalty)
+        captions = []
+        for start in range(0, len(features), BATCH_SIZE):
+            batch = tf.constant(features[start : start + BATCH_SIZE], tf.float32)
+            ids, scores = search(batch)
+            captions += [
+                Caption(self.vocabulary.decode(row), float(score))
+                for row, score in zip(ids.numpy().tolist(), scores.numpy(), strict=True)
+            ]
+        return captions
+
+    def caption(
+        self,
+        images: Sequence[str | os.PathLike],
+        beam_width: int = 1,
+        length_penalty: float = LENGTH_PENALTY,
+    ) -> list[Caption]:
+        """Caption photographs; see `caption_features`.
+
+        Raises:
+            InputError: a photograph cannot be read.
+        """
+        pixels = [load_image(image, self.encoder.image_size) for image in images]
+        return self.caption_features(self.encode(pixels), beam_width, length_penalty)
+
+    def attention(self, features: np.ndarray, captions: Sequence[str]) -> list[np.ndarray]:
+        """Where the model looked for each word of each caption, averaged over the heads.
+
+        Returns:
+            One array an image: (words, rows, columns), each map summing to 1.
+
+        Raises:
+            InputError: the model has no attention.
+        """
+        config = self.model.config
+        if config.attention != "grid":
+            raise InputError("this model merges one vector an image; it has no attention to show")
+        rows, columns, _ = self.checkpoint.encoder["grid_shape"]
+        maps = []
+        for feature, caption in zip(features, captions, strict=True):
+            ids = [START, *self.vocabulary.encode(caption.split())[1:-1]]
+            outputs, _ = self.model.read_words(tf.constant([ids]))
+            image = self.model.encode_image(tf.constant(feature[None], tf.float32))
+            _, weights = self.model.merge(outputs, image, return_attention=True)
+            words = np.asarray(tf.reduce_mean(weights[0], axis=0))[: len(ids) - 1]
+            maps.append(words.reshape(-1, rows, columns))
+        return maps
+
+    def _search(self, beam_width: int, length_penalty: float):
+        """The compiled search: features -> ids (images, words), log-probabilities (images,)."""
+        key = (beam_width, length_penalty if beam_width > 1 else None)
+        if key not in self._searches:
+            shape = (None, *self.model.config.feature_shape)
+
+            def search(features):
+                if beam_width == 1:
+                    captions, log_probabilities = decode_greedily(self.model, features)
+                else:
+                    captions, log_probabilities = beam_search(
+                        self.model, features, beam_width, length_penalty
+                    )
+                return captions[:, 0], log_probabilities[:, 0]
+
+            self._searches[key] = tf.function(
+                search, input_signature=[tf.TensorSpec(shape, tf.float32)]
+            )
+        return self._searches[key]
+
+
+def feature_view(grid: np.ndarray, feature_shape: tuple[int, ...]) -> np.ndarray:
+    """A grid (images, rows, columns, channels) as the model wants it: pooled or a list."""
+    if len(feature_shape) == 1:
+        return grid.mean((1, 2))
+    return grid.reshape(len(grid), *feature_shape)
+
+
+def read_features(
+    cache: FeatureCache, rows: np.ndarray, feature_shape: tuple[int, ...]
+) -> np.ndarray:
+    """Rows of a cache as the model wants them: (rows, *feature_shape), as stored.
+
+    Raises:
+        InputError: the model needs the grid, and the cache has none.
+    """
+    array = cache.pooled if len(feature_shape) == 1 else cache.grid
+    if array is None:
+        raise InputError(
+            f"{cache.folder}: has pooled features alone, but attention needs the grid; run "
+            f"{MADE_BY} again with keep_grid = True"
+        )
+    return array[rows].reshape(len(rows), *feature_shape)

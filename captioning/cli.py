@@ -1,0 +1,90 @@
+"""What the two scripts share: argument types, and errors that end in one line."""
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+from captioning.files import InputError
+
+
+def positive_int(text: str) -> int:
+    """A whole number from 1 up, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 up")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number from 0 up to, not including, 1, for argparse."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 to below 1")
+    return value
+
+
+def run(main: Callable[[], int | None], interrupted: str = "stopped") -> None:
+    """Call `main` and exit with its status; 2 for an input error, 130 for Ctrl-C.
+
+    Args:
+        main: the script; returns the exit status, None for 0.
+        interrupted: what to tell the user on Ctrl-C: what is saved and how to go on.
+    """
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except MemoryError:
+        print("error: out of memory; lower --batch-size or close other programs", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # the reader of stdout has gone, as in `| head`
+        sys.stderr.close()
+        status = 141
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hold back what native code writes to stderr; show it after all if the block raises.
+
+    TensorFlow greets with a dozen lines while it is imported, before its own log level applies.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        kept = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow, which takes seconds, without its greetings."""
+    with quiet_stderr():
+        import tensorflow as tf
+
+        tf.config.list_logical_devices()

@@ -1,0 +1,130 @@
+"""Caption a split and score it, beside baselines that show what the figures are worth."""
+
+import dataclasses
+
+import numpy as np
+
+from captioning import baselines, metrics
+from captioning.captioner import LENGTH_PENALTY, Captioner, read_features
+from captioning.features import MADE_BY, FeatureCache
+from captioning.files import InputError
+from captioning.prepared import Prepared
+
+PROTOCOL = (
+    "raw references, lower-cased, punctuation removed, no start, end or unknown tokens; "
+    "corpus BLEU with the closest reference length; CIDEr-D with document frequencies of the "
+    "split's references; all x 100"
+)
+FEATURE_BATCH = 500  # images whose features are in memory at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A captioned and scored split.
+
+    Attributes:
+        split: its name.
+        images: file names of its readable images.
+        captions: the model's, one an image.
+        references: raw captions of each image.
+        scores: metric -> score x 100.
+        cider_d: float (images,), x 100.
+        rows: name -> scores, of the baselines.
+        diversity: see `captioning.metrics.diversity`.
+    """
+
+    split: str
+    images: list[str]
+    captions: list[str]
+    references: list[list[str]]
+    scores: dict[str, float]
+    cider_d: np.ndarray
+    rows: dict[str, dict[str, float]]
+    diversity: dict[str, float]
+
+
+def check_cache(captioner: Captioner, cache: FeatureCache) -> None:
+    """Refuse features of another encoder than the model's.
+
+    Raises:
+        InputError: names both encoders.
+    """
+    if cache.encoder != captioner.checkpoint.encoder:
+        raise InputError(
+            f"{cache.folder}: features of {_named(cache.encoder)}, but the model was trained on "
+            f"{_named(captioner.checkpoint.encoder)}; extract those, or choose another --model"
+        )
+
+
+def _named(encoder: dict) -> str:
+    size, fingerprint = encoder["image_size"], encoder["fingerprint"]
+    return f"{encoder['name']} at {size} x {size} ({fingerprint})"
+
+
+def caption_split(
+    captioner: Captioner,
+    cache: FeatureCache,
+    images: list[str],
+    beam_width: int,
+    length_penalty: float,
+) -> list[str]:
+    """Caption images from their cached features."""
+    rows, shape = cache.rows(images), captioner.model.config.feature_shape
+    captions = []
+    for start in range(0, len(rows), FEATURE_BATCH):
+        batch = read_features(cache, rows[start : start + FEATURE_BATCH], shape)
+        found = captioner.caption_features(batch, beam_width, length_penalty)
+        captions += [caption.text for caption in found]
+    return captions
+
+
+def evaluate(
+    captioner: Captioner,
+    prepared: Prepared,
+    split: str,
+    cache: FeatureCache,
+    beam_width: int = 1,
+    length_penalty: float = LENGTH_PENALTY,
+) -> Evaluation:
+    """Caption `split` and score the captions, with METEOR where Java is there.
+
+    Raises:
+        InputError: the split or its features are missing, or of another encoder.
+    """
+    check_cache(captioner, cache)
+    readable = {name for name in cache.images if name not in cache.failed}
+    listed = zip(prepared.images(split), prepared.references(split), strict=True)
+    known = [(name, captions) for name, captions in listed if name in readable]
+    if not known:
+        raise InputError(
+            f"{cache.folder}: has no image of the {split} split; run {MADE_BY} again for this data"
+        )
+    names, references = map(list, zip(*known, strict=True))
+    captions = caption_split(captioner, cache, names, beam_width, length_penalty)
+    training = prepared.references("train") if "train" in prepared.splits else []
+    rows = {
+        "one caption for all": metrics.score(
+            references, baselines.constant_captions(len(references))
+        ),
+        "images shuffled": metrics.score(references, baselines.shuffled(captions, seed=0)),
+    }
+    if training and split != "train":
+        train_rows = cache.rows(prepared.images("train"))
+        nearest = baselines.nearest_training_captions(
+            cache.pooled[train_rows[train_rows >= 0]],
+            [training[place] for place in np.flatnonzero(train_rows >= 0)],
+            cache.pooled[cache.rows(names)],
+        )
+        rows["nearest training image"] = metrics.score(references, nearest)
+    if min(map(len, references)) > 1:
+        rows["one person against the others"] = baselines.one_against_the_others(references)
+    return Evaluation(
+        split,
+        names,
+        captions,
+        references,
+        metrics.score(references, captions, with_meteor=True),
+        metrics.cider_d_per_image(references, captions),
+        rows,
+        metrics.diversity(captions, [caption for image in training for caption in image]),
+    )

@@ -1,0 +1,91 @@
+"""Drawn results: training curves, and photographs with their captions."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from captioning.files import replacing
+
+COLUMNS = 5  # of attention maps, and of pictures in a sheet
+CAPTION_SIZE = 13  # points
+
+
+def plot_history(history: Sequence[dict], path: str | os.PathLike) -> None:
+    """Draw loss and dev scores by epoch to `path` (a format that matplotlib writes)."""
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss, score = figure.subplots(1, 2)
+    for name, label in (("train_loss", "train, with dropout"), ("dev_loss", "dev")):
+        loss.plot(epochs, [row[name] for row in history], marker=".", label=label)
+    loss.set(title="Loss", xlabel="epoch", ylabel="nats a word")
+    for name in ("CIDEr-D", "BLEU-4", "ROUGE-L"):
+        score.plot(epochs, [row[f"dev_{name}"] for row in history], marker=".", label=name)
+    score.set(title="Greedy captions of the dev images", xlabel="epoch", ylabel="score x 100")
+    for axes in (loss, score):
+        axes.grid(alpha=0.3)
+        axes.legend()
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    _save(figure, path)
+
+
+def save_captioned(
+    path: str | os.PathLike, pictures: Sequence[np.ndarray], captions: Sequence[str]
+) -> None:
+    """Draw pictures, (height, width, 3) uint8 each, with their captions under them."""
+    columns = min(COLUMNS, len(pictures))
+    rows = -(-len(pictures) // columns)
+    width = 5.0 if columns == 1 else 3.2  # inches
+    figure = Figure(figsize=(width * columns, width * 1.18 * rows), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, picture, caption in zip(grid, pictures, captions, strict=False):
+        axes.imshow(picture)
+        size = CAPTION_SIZE if columns == 1 else 9
+        axes.text(
+            0.5, -0.03, _wrapped(caption, 44), size=size, ha="center", va="top",
+            transform=axes.transAxes,
+        )  # fmt: skip
+    _save(figure, path)
+
+
+def save_attention(
+    path: str | os.PathLike, picture: np.ndarray, caption: str, maps: np.ndarray
+) -> None:
+    """Draw where the model looked for each word.
+
+    Args:
+        path: the file to write.
+        picture: uint8 (height, width, 3).
+        caption: its words, separated by spaces.
+        maps: float (words, rows, columns).
+    """
+    words = caption.split()
+    rows = -(-(len(words) + 1) // COLUMNS)
+    figure = Figure(figsize=(2.4 * COLUMNS, 2.6 * rows + 0.6), layout="constrained")
+    figure.suptitle(caption, size=CAPTION_SIZE)
+    grid = np.atleast_1d(figure.subplots(rows, COLUMNS)).ravel()
+    for axes in grid:
+        axes.axis("off")
+    grid[0].imshow(picture)
+    height, width = picture.shape[:2]
+    for axes, word, weights in zip(grid[1:], words, maps, strict=False):
+        light = Image.fromarray(weights.astype(np.float32)).resize((width, height), Image.BICUBIC)
+        light = np.clip(np.asarray(light) / weights.max(), 0.15, 1)[..., None]
+        axes.imshow((picture * light).astype(np.uint8))
+        axes.set_title(word, size=11)
+    _save(figure, path)
+
+
+def _wrapped(text: str, width: int) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)

@@ -1,0 +1,464 @@
+"""Fit the merge-decoder: batches, loss, optimiser, one epoch after another, and going on again.
+
+Everything random is drawn from (seed, epoch): the batches, the mirroring, the dropout. An epoch
+therefore depends only on the weights and the optimiser's state before it, and a run that was
+killed and resumed ends with the same weights as one that never stopped.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from captioning import metrics
+from captioning.captioner import Captioner, read_features
+from captioning.checkpoint import Checkpoint
+from captioning.features import MADE_BY, FeatureCache, cache_folder
+from captioning.files import InputError, replacing, write_text
+from captioning.model import MergeDecoder, ModelConfig
+from captioning.prepared import CaptionTokens, Prepared
+from captioning.vocabulary import END, PAD
+
+STATE_FILE = "resume.npz"
+HISTORY_FILE = "history.csv"
+BEST_FILE = "best.keras"
+MIRRORED = cache_folder("", "", mirrored=True).name
+LENGTH_JITTER = 2.0  # words; batches hold captions of similar, not of sorted, lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the training captions.
+        batch_size: captions an update; the five captions of an image stay together.
+        learning_rate: the peak, reached after `warmup_epochs`; a cosine takes it to zero.
+        warmup_epochs: epochs over which the learning rate rises from zero.
+        weight_decay: AdamW's (Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization").
+        label_smoothing: share of the target's probability that is spread over all words.
+        clip_norm: largest norm of the whole gradient.
+        captions_per_image: how many captions share one encoded image in a batch.
+        max_words: longer captions are cut in training.
+        seed: of everything random.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup_epochs: float = 1.0
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.1
+    clip_norm: float = 5.0
+    captions_per_image: int = 5
+    max_words: int = 30
+    seed: int = 0
+
+
+def open_caches(
+    data: str | os.PathLike, encoder: str | None = None, mirrored: bool = True
+) -> list[FeatureCache]:
+    """The feature cache of a prepared folder, then the mirrored one if wanted and there.
+
+    Args:
+        data: the prepared folder.
+        encoder: whose features; may be left out where only one encoder's are there.
+        mirrored: whether to look for the mirrored images' features.
+
+    Raises:
+        InputError: no such cache, or several to choose from.
+    """
+    if encoder is None:
+        folders = sorted(Path(data, "features").glob("*/index.json"))
+        names = [path.parent.name for path in folders]
+        names = [name for name in names if not name.endswith(MIRRORED)]
+        if len(names) != 1:
+            found = ", ".join(names) or "none"
+            raise InputError(
+                f"{Path(data, 'features')}: features of {found}; "
+                + ("choose with --encoder" if names else f"run {MADE_BY} first")
+            )
+        encoder = names[0]
+    caches = [FeatureCache.open(cache_folder(data, encoder))]
+    mirror = cache_folder(data, encoder, mirrored=True)
+    if mirrored and (mirror / "index.json").exists():
+        caches.append(FeatureCache.open(mirror))
+        if caches[1].encoder != caches[0].encoder:
+            raise InputError(
+                f"{mirror}: made by another encoder ({caches[1].encoder}) than {caches[0].folder} "
+                f"({caches[0].encoder}); run {MADE_BY} again"
+            )
+    return caches
+
+
+def feature_shape(cache: FeatureCache, attention: str) -> tuple[int, ...]:
+    """What the model takes of each image: (C,) pooled, or (P, C) for attention over a grid.
+
+    Raises:
+        InputError: attention is asked for, but the cache has no grid.
+    """
+    rows, columns, channels = cache.encoder["grid_shape"]
+    if attention == "none":
+        return (channels,)
+    if cache.grid is None:
+        raise InputError(
+            f"{cache.folder}: has pooled features alone; for attention run {MADE_BY} again with "
+            "keep_grid = True"
+        )
+    return (rows * columns, channels)
+
+
+class Split:
+    """The captions and features of one split, ready to be drawn in batches.
+
+    Args:
+        prepared: the prepared folder.
+        name: "train" or "dev".
+        caches: the feature cache, and the one of the mirrored images if there is one.
+        feature_shape: (C,) or (P, C), what the model takes.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        name: str,
+        caches: list[FeatureCache],
+        feature_shape: tuple[int, ...],
+    ):
+        """Look up the rows; features stay on disk."""
+        self.tokens: CaptionTokens = prepared.tokens(name)
+        self.rows = caches[0].rows(prepared.images(name))
+        self.mirrored_rows = caches[1].rows(prepared.images(name)) if len(caches) > 1 else None
+        self.feature_shape = feature_shape
+        self._caches = caches
+        by_image = np.argsort(self.tokens.images, kind="stable")
+        starts = np.flatnonzero(np.diff(self.tokens.images[by_image])) + 1
+        self._captions_of = [
+            captions
+            for captions in np.split(by_image, starts)
+            if len(captions) and self.rows[self.tokens.images[captions[0]]] >= 0
+        ]
+        if not self._captions_of:
+            raise InputError(f"{prepared.folder}: the {name} split has no captioned image to use")
+
+    @property
+    def caption_count(self) -> int:
+        """Captions that are used, those of unreadable images left out."""
+        return sum(map(len, self._captions_of))
+
+    def features(self, images: np.ndarray, mirrored: np.ndarray | None = None) -> np.ndarray:
+        """Read features: image indices (I,) -> (I, *feature_shape), as stored.
+
+        `mirrored`, bool (I,), takes those from the cache of the mirrored images.
+        """
+        batch = read_features(self._caches[0], self.rows[images], self.feature_shape)
+        if mirrored is not None and mirrored.any():
+            rows = self.mirrored_rows[images[mirrored]]
+            batch[mirrored] = read_features(self._caches[1], rows, self.feature_shape)
+        return batch
+
+    def batches(
+        self, batch_size: int, captions_per_image: int, max_words: int, seed: tuple[int, ...]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield every caption once, in batches of similar lengths, in an order given by `seed`.
+
+        Yields:
+            features (I, *feature_shape) as stored, and words int32 (I, captions_per_image, T),
+            START to END, padded with PAD; missing captions are rows of pads.
+        """
+        rng = np.random.default_rng(seed)
+        lengths = np.minimum(np.diff(self.tokens.offsets), max_words + 2)
+        groups = []
+        for captions in self._captions_of:
+            captions = rng.permutation(captions)
+            groups += [
+                captions[start : start + captions_per_image]
+                for start in range(0, len(captions), captions_per_image)
+            ]
+        longest = np.array([lengths[group].max() for group in groups])
+        order = np.argsort(longest + rng.uniform(-LENGTH_JITTER, LENGTH_JITTER, len(groups)))
+        images_per_batch = max(1, batch_size // captions_per_image)
+        batches = [
+            order[start : start + images_per_batch]
+            for start in range(0, len(order), images_per_batch)
+        ]
+        rng.shuffle(batches)
+        for batch in batches:
+            words = np.full((len(batch), captions_per_image, longest[batch].max()), PAD, np.int32)
+            for i, group in enumerate(batch):
+                for k, caption in enumerate(groups[group]):
+                    ids = self.tokens[caption][: lengths[caption]]
+                    words[i, k, : len(ids)] = ids
+                    words[i, k, len(ids) - 1] = END
+            images = self.tokens.images[[groups[group][0] for group in batch]]
+            mirrored = None
+            if self.mirrored_rows is not None:
+                mirrored = (rng.random(len(batch)) < 0.5) & (self.mirrored_rows[images] >= 0)
+            yield self.features(images, mirrored), words
+
+
+def caption_loss(model, features, words, training: bool, label_smoothing: float = 0.0):
+    """Cross-entropy of the next word over all real words; pads count nowhere.
+
+    Args:
+        model: the merge-decoder.
+        features: (I, *feature_shape).
+        words: int32 (I, K, T), START to END, then pads.
+        training: whether dropout is on.
+        label_smoothing: e of Szegedy et al. 2016, "Rethinking the Inception Architecture".
+
+    Returns:
+        the mean loss, smoothed; the summed negative log-likelihood (nats); the number of words.
+    """
+    merged = model.after_every_prefix(words[:, :, :-1], features, training)  # (I, K * (T - 1), U)
+    targets = tf.reshape(words[:, :, 1:], (-1,))
+    real = tf.where(targets != PAD)[:, 0]
+    # only now the largest multiplication: the scores of all words, at real words alone
+    logits = model.score_words(tf.gather(tf.reshape(merged, (-1, merged.shape[-1])), real))
+    normaliser = tf.reduce_logsumexp(logits, axis=-1)
+    likelihood = tf.gather(logits, tf.gather(targets, real), batch_dims=1) - normaliser
+    uniform = tf.reduce_mean(logits, axis=-1) - normaliser
+    smoothed = (1 - label_smoothing) * likelihood + label_smoothing * uniform
+    count = tf.cast(tf.size(real), tf.float32)
+    return -tf.reduce_mean(smoothed), -tf.reduce_sum(likelihood), count
+
+
+class Trainer:
+    """A run of training: the model, its optimiser and its output folder.
+
+    Args:
+        prepared: the prepared folder.
+        caches: the feature cache, and the mirrored one if it is to be used.
+        model_config: the hyper-parameters of the model.
+        config: how to train.
+        output: folder of the checkpoints.
+        dtype: "float32" or "mixed_bfloat16".
+        embeddings: word vectors to start from, float32 (V, embedding_size); random if None.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        caches: list[FeatureCache],
+        model_config: ModelConfig,
+        config: TrainingConfig,
+        output: str | os.PathLike,
+        dtype: str = "float32",
+        embeddings: np.ndarray | None = None,
+    ):
+        """Build the model and its optimiser."""
+        self.config = config
+        self.output = Path(output)
+        self.train = Split(prepared, "train", caches, model_config.feature_shape)
+        self.dev = Split(prepared, "dev", caches[:1], model_config.feature_shape)
+        dev_known = self.dev.rows >= 0
+        self._dev_images = np.flatnonzero(dev_known)
+        references = prepared.references("dev")
+        self._dev_references = [references[image] for image in self._dev_images]
+        keras.utils.set_random_seed(config.seed)
+        self.model = MergeDecoder(model_config, embeddings, dtype)
+        self.model.build_for_captions()
+        facts = {"training": dataclasses.asdict(config), "epoch": 0, "scores": {}}
+        self.checkpoint = Checkpoint(self.model, prepared.vocabulary, caches[0].encoder, facts)
+        self.captioner = Captioner(self.checkpoint)
+        steps = sum(1 for _ in self._plan(0))
+        self.optimizer = _optimizer(config, steps)
+        self.optimizer.build(self.model.trainable_variables)
+        self.history: list[dict] = []
+        self._dropout_seeds = [
+            layer.seed_generator.state
+            for layer in self.model._flatten_layers()
+            if isinstance(layer, keras.layers.Dropout) and layer.rate > 0
+        ]
+        feature_type = tf.as_dtype(self.train.features(np.array([0])).dtype)
+        signature = [
+            tf.TensorSpec((None, *model_config.feature_shape), feature_type),
+            tf.TensorSpec((None, None, None), tf.int32),
+        ]
+        self._train_step = tf.function(self._update, input_signature=signature)
+        self._dev_step = tf.function(
+            lambda features, words: caption_loss(self.model, features, words, False)[1:],
+            input_signature=signature,
+        )
+
+    def resume(self) -> bool:
+        """Take up the run whose state lies in the output folder; whether there was one.
+
+        Raises:
+            InputError: the state is damaged, or of a run with other settings.
+        """
+        path = self.output / STATE_FILE
+        if not path.exists():
+            return False
+        variables = self._state_variables()
+        try:
+            with np.load(path, allow_pickle=False) as state:
+                facts = json.loads(str(state["facts"]))
+                values = [state[f"variable-{number}"] for number in range(len(variables))]
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path}: damaged ({error}); start anew in another folder, or without --resume"
+            ) from None
+        for name, ours in self._settings().items():
+            if name != "epochs" and facts["settings"].get(name) != ours:
+                raise InputError(
+                    f"{path}: the run has {name} = {facts['settings'].get(name)}, asked for is "
+                    f"{ours}; resume with the same settings, or start anew in another folder"
+                )
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        self.history = facts["history"]
+        return True
+
+    def has_state(self) -> bool:
+        """Whether the output folder holds a run that `resume` could take up."""
+        return (self.output / STATE_FILE).exists()
+
+    def epochs(self) -> Iterator[tuple[dict, str]]:
+        """Train the epochs that are still to do.
+
+        Yields:
+            after each epoch, when all its files are written: its row of the history, and the
+            caption of the first dev image.
+
+        Raises:
+            InputError: the loss is no longer a number, or a file cannot be written. What was
+                written before stays.
+        """
+        for epoch in range(len(self.history) + 1, self.config.epochs + 1):
+            started = time.monotonic()
+            train_loss = self._train_epoch(epoch)
+            minutes = (time.monotonic() - started) / 60
+            dev_loss = self._dev_loss()
+            scores, sample = self._dev_scores()
+            self.history.append(
+                {
+                    "epoch": epoch,
+                    "train_loss": train_loss,
+                    "dev_loss": dev_loss,
+                    "dev_perplexity": math.exp(dev_loss),
+                    **{f"dev_{name}": score for name, score in scores.items()},
+                    "minutes": minutes,
+                }
+            )
+            self._save(epoch, scores)
+            yield self.history[-1], sample
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the highest CIDEr-D on dev, the earliest of equals; 0 before the first."""
+        if not self.history:
+            return 0
+        return max(self.history, key=lambda row: row["dev_CIDEr-D"])["epoch"]
+
+    def _plan(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The training batches of an epoch."""
+        config = self.config
+        return self.train.batches(
+            config.batch_size,
+            config.captions_per_image,
+            config.max_words,
+            (config.seed, epoch),
+        )
+
+    def _update(self, features, words):
+        """One step of the optimiser; the summed negative log-likelihood and the word count."""
+        with tf.GradientTape() as tape:
+            loss, likelihood, count = caption_loss(
+                self.model, features, words, True, self.config.label_smoothing
+            )
+        weights = self.model.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return likelihood, count
+
+    def _train_epoch(self, epoch: int) -> float:
+        """One pass over the training captions; the mean loss in nats a word, dropout on."""
+        for number, seed in enumerate(self._dropout_seeds):
+            seed.assign([self.config.seed, epoch * len(self._dropout_seeds) + number])
+        total = count = 0.0
+        for features, words in self._plan(epoch):
+            step_total, step_count = self._train_step(features, words)
+            total, count = total + step_total, count + step_count
+        loss = float(total / count)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"epoch {epoch}: the loss is no longer a number; the checkpoints of the epochs "
+                "before are kept.\nStart anew with a smaller --learning-rate"
+            )
+        return loss
+
+    def _dev_loss(self) -> float:
+        """Mean negative log-likelihood of the dev captions, nats a word."""
+        total = count = 0.0
+        config = self.config
+        for features, words in self.dev.batches(
+            config.batch_size, config.captions_per_image, config.max_words, (0,)
+        ):
+            step_total, step_count = self._dev_step(features, words)
+            total, count = total + float(step_total), count + float(step_count)
+        return total / count
+
+    def _dev_scores(self) -> tuple[dict[str, float], str]:
+        """All scores of greedy captions of the dev images, and one caption to look at."""
+        captions = []
+        for start in range(0, len(self._dev_images), 100):
+            features = self.dev.features(self._dev_images[start : start + 100])
+            captions += [c.text for c in self.captioner.caption_features(features)]
+        return metrics.score(self._dev_references, captions), captions[0]
+
+    def _save(self, epoch: int, scores: dict[str, float]) -> None:
+        """Write the checkpoint, its mark if it is the best, the history; the state comes last."""
+        facts = {**self.checkpoint.facts, "epoch": epoch, "dev scores, greedy": scores}
+        checkpoint = dataclasses.replace(self.checkpoint, facts=facts)
+        checkpoint.save(self.output / f"epoch-{epoch:03}.keras")
+        if self.best_epoch == epoch:
+            checkpoint.save(self.output / BEST_FILE)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.history[0]))
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_text(self.output / HISTORY_FILE, text.getvalue())
+        facts = {"settings": self._settings(), "history": self.history}
+        values = {f"variable-{n}": v.numpy() for n, v in enumerate(self._state_variables())}
+        with replacing(self.output / STATE_FILE) as temporary:
+            np.savez(temporary, facts=np.array(json.dumps(facts)), **values)
+
+    def _settings(self) -> dict:
+        """All that must be equal for a run to be the same run."""
+        return {
+            **dataclasses.asdict(self.config),
+            **json.loads(json.dumps(dataclasses.asdict(self.model.config))),
+            "dtype": self.model.dtype_policy.name,
+            "encoder": self.checkpoint.encoder,
+            "vocabulary": self.checkpoint.vocabulary.fingerprint,
+            "mirrored images": self.train.mirrored_rows is not None,
+        }
+
+    def _state_variables(self) -> list:
+        """What an epoch starts from: all weights and the optimiser's moments."""
+        return [*self.model.weights, *self.optimizer.variables]
+
+
+def _optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """AdamW with a linear warm-up and a cosine to zero over all epochs."""
+    total = config.epochs * steps_per_epoch
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else config.learning_rate,
+        decay_steps=total - warmup,
+        warmup_target=config.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    return keras.optimizers.AdamW(
+        schedule, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm
+    )

@@ -1,0 +1,189 @@
+"""Caption photographs, or score a split, with a trained model.
+
+    python test.py --image photo.jpg holiday/           # the shipped captioner, greedy
+    python test.py --image photo.jpg --model weights/best.keras --beam-width 3 --save out.png
+    python test.py --split dev --data prepared --model weights/best.keras --beam-width 3
+
+Results go to stdout, everything else to stderr. Exit status: 0 done, 1 some of several images
+could not be captioned, 2 wrong usage or input.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from captioning.cli import import_tensorflow, positive_int, run
+from captioning.files import InputError
+
+BATCH_SIZE = 16  # photographs encoded at once
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--image", nargs="+", metavar="FILE_OR_DIR", help="photographs, or folders of them"
+    )
+    what.add_argument("--split", help="score this split of --data, e.g. dev")
+    add("--model", metavar="CHECKPOINT", help="a checkpoint of train.py (default: the shipped one)")
+    add("--encoder", help="where the model's encoder lies, if not where it was at training")
+    add("--data", default="prepared", help="prepared folder, for --split (default: %(default)s)")
+    add(
+        "--beam-width",
+        type=positive_int,
+        default=1,
+        help="captions followed at once; 1 is greedy search (default: %(default)s)",
+    )
+    add(
+        "--length-penalty",
+        type=float,
+        default=1.0,
+        help="beam search ranks by log-probability / words ** this; 0 favours short captions, 1 "
+        "compares per word (default: %(default)s)",
+    )
+    add("--json", action="store_true", help="one JSON object a line instead of text")
+    add("--save", metavar="OUT.png", help="with --image: draw the pictures with their captions")
+    add(
+        "--attention",
+        action="store_true",
+        help="with --save and one image: draw where the model looked for each word",
+    )
+    add("--report", metavar="OUT.html", help="with --split: a page with every image and caption")
+    options = parser.parse_args(arguments)
+    if options.save and not options.image:
+        parser.error("--save goes with --image")
+    if options.attention and not (options.save and len(options.image) == 1):
+        parser.error("--attention goes with --save and one image")
+    if options.report and not options.split:
+        parser.error("--report goes with --split")
+    return options
+
+
+def main() -> int:
+    """Do what the command line says; the exit status."""
+    options = parse_arguments()
+    if options.save and Path(options.save).suffix not in (".png", ".jpg", ".pdf", ".svg"):
+        raise InputError(f"{options.save}: expected a name ending in .png, .jpg, .pdf or .svg")
+    paths = list_images(options.image) if options.image else []
+    import_tensorflow()
+    from captioning.captioner import Captioner
+
+    captioner = Captioner.load(options.model, options.encoder)
+    if options.split:
+        return score_split(captioner, options)
+    return caption_images(captioner, paths, options)
+
+
+def list_images(places: list[str]) -> list[Path]:
+    """The files named, and the pictures in the folders named, in that order.
+
+    Raises:
+        InputError: a folder holds no picture.
+    """
+    from PIL import Image
+
+    suffixes = set(Image.registered_extensions())
+    paths = []
+    for place in map(Path, places):
+        if not place.is_dir():
+            paths.append(place)
+            continue
+        found = sorted(path for path in place.iterdir() if path.suffix.lower() in suffixes)
+        if not found:
+            raise InputError(f"{place}: no pictures in this folder")
+        paths += found
+    return paths
+
+
+def caption_images(captioner, paths: list[Path], options: argparse.Namespace) -> int:
+    """Caption photographs a batch at a time; those that cannot be read are named."""
+    from captioning.encoders import load_image
+
+    shown, captions, bad = [], [], 0
+    size = captioner.encoder.image_size
+    for start in range(0, len(paths), BATCH_SIZE):
+        good, pixels = [], []
+        for path in paths[start : start + BATCH_SIZE]:
+            try:
+                pixels.append(load_image(path, size))
+                good.append(path)
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)
+                bad += 1
+        if not good:
+            continue
+        features = captioner.encode(pixels)
+        found = captioner.caption_features(features, options.beam_width, options.length_penalty)
+        for path, caption in zip(good, found, strict=True):
+            if options.json:
+                line = {"image": str(path), "caption": caption.text}
+                line["log_probability"] = caption.log_probability
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+            else:
+                print(f"{path}: {caption.text}", flush=True)
+        if options.save:
+            shown += pixels
+            captions += [caption.text for caption in found]
+    if options.save and shown:
+        from captioning.pictures import save_attention, save_captioned
+
+        if options.attention:
+            maps = captioner.attention(features, captions)
+            save_attention(options.save, shown[0], captions[0], maps[0])
+        else:
+            save_captioned(options.save, shown, captions)
+    if not bad:
+        return 0
+    return 2 if len(paths) == 1 else 1
+
+
+def score_split(captioner, options: argparse.Namespace) -> int:
+    """Caption a split from cached features and print its scores."""
+    from captioning.evaluation import PROTOCOL, evaluate, write_evaluation_report
+    from captioning.features import FeatureCache, cache_folder
+    from captioning.prepared import Prepared
+
+    prepared = Prepared(options.data)
+    encoder = captioner.checkpoint.encoder
+    cache = FeatureCache.open(cache_folder(options.data, encoder["name"]))
+    beam_width, penalty = options.beam_width, options.length_penalty
+    result = evaluate(captioner, prepared, options.split, cache, beam_width, penalty)
+    facts = {
+        "split": f"{options.split}, {len(result.images)} images ({prepared.split_origin})",
+        "model": options.model or "the shipped captioner",
+        "encoder": f"{encoder['name']}, {encoder['image_size']} x {encoder['image_size']}",
+        "decoding": "greedy"
+        if beam_width == 1
+        else f"beam width {beam_width}, length penalty {penalty:g}",
+        "protocol": PROTOCOL,
+    }
+    if options.report:
+        write_evaluation_report(options.report, result, facts, captioner, prepared, cache)
+        print(f"report: {options.report}", file=sys.stderr)
+    if options.json:
+        whole = {**result.scores, **facts, "baselines": result.rows, "diversity": result.diversity}
+        print(json.dumps(whole, ensure_ascii=False))
+        return 0
+    for name, fact in facts.items():
+        print(f"{name + ':':<10} {fact}")
+    metrics = list(result.scores)
+    print(f"\n{'':<30}" + "".join(f"{name:>9}" for name in metrics))
+    for name, scores in {"this model": result.scores, **result.rows}.items():
+        cells = (f"{scores[metric]:9.1f}" if metric in scores else " " * 9 for metric in metrics)
+        print(f"{name:<30}" + "".join(cells))
+    if "METEOR" not in metrics:
+        print("METEOR is left out: it needs Java and pycocoevalcap")
+    diversity = result.diversity
+    print(
+        f"\n{diversity['vocabulary']:,} different words, {diversity['distinct']:.0%} of the "
+        f"captions distinct, {diversity['copied']:.0%} copied word for word from training, "
+        f"{diversity['length']:.1f} words a caption"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
