@@ -142,7 +142,7 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
 
 def score_split(captioner, options: argparse.Namespace) -> int:
     """Caption a split from cached features and print its scores."""
-    from captioning.evaluation import PROTOCOL, evaluate, write_evaluation_report
+    from captioning.evaluation import PROTOCOL, build_report, evaluate
     from captioning.features import FeatureCache, cache_folder
     from captioning.prepared import Prepared
 
@@ -161,7 +161,9 @@ def score_split(captioner, options: argparse.Namespace) -> int:
         "protocol": PROTOCOL,
     }
     if options.report:
-        write_evaluation_report(options.report, result, facts, captioner, prepared, cache)
+        from captioning.report import write_report
+
+        write_report(options.report, build_report(result, facts, captioner, prepared, cache))
         print(f"report: {options.report}", file=sys.stderr)
     if options.json:
         whole = {**result.scores, **facts, "baselines": result.rows, "diversity": result.diversity}

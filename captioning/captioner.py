@@ -14,7 +14,6 @@ from captioning.decoding import beam_search, decode_greedily
 from captioning.encoders import Encoder, load_encoder, load_image
 from captioning.features import MADE_BY, FeatureCache, encode_images
 from captioning.files import InputError
-from captioning.vocabulary import START
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "data" / "pretrained" / "captioner.keras"
 BATCH_SIZE = 100  # images decoded at once
@@ -123,6 +122,11 @@ class Captioner:
         pixels = [load_image(image, self.encoder.image_size) for image in images]
         return self.caption_features(self.encode(pixels), beam_width, length_penalty)
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether the model looks at places of the image."""
+        return self.model.config.attention == "grid"
+
     def attention(self, features: np.ndarray, captions: Sequence[str]) -> list[np.ndarray]:
         """Where the model looked for each word of each caption, averaged over the heads.
 
@@ -132,19 +136,32 @@ class Captioner:
         Raises:
             InputError: the model has no attention.
         """
-        config = self.model.config
-        if config.attention != "grid":
+        if not self.has_attention:
             raise InputError("this model merges one vector an image; it has no attention to show")
         rows, columns, _ = self.checkpoint.encoder["grid_shape"]
         maps = []
         for feature, caption in zip(features, captions, strict=True):
-            ids = [START, *self.vocabulary.encode(caption.split())[1:-1]]
-            outputs, _ = self.model.read_words(tf.constant([ids]))
-            image = self.model.encode_image(tf.constant(feature[None], tf.float32))
-            _, weights = self.model.merge(outputs, image, return_attention=True)
-            words = np.asarray(tf.reduce_mean(weights[0], axis=0))[: len(ids) - 1]
-            maps.append(words.reshape(-1, rows, columns))
+            ids = self.vocabulary.encode(caption.split())[:-1]  # START and the words
+            weights = self._look(
+                tf.constant(feature[None], tf.float32), tf.constant([ids], tf.int32)
+            )
+            # the distribution after all words but the last chose the last
+            maps.append(weights.numpy()[:-1].reshape(-1, rows, columns))
         return maps
+
+    @cached_property
+    def _look(self):
+        """Compiled: features (1, P, C), words (1, T) -> attention after each word (T, P)."""
+        shape = (1, *self.model.config.feature_shape)
+
+        def look(features, words):
+            outputs, _ = self.model.read_words(words)
+            image = self.model.encode_image(features)
+            _, weights = self.model.merge(outputs, image, return_attention=True)
+            return tf.reduce_mean(weights[0], axis=0)
+
+        signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec((1, None), tf.int32)]
+        return tf.function(look, input_signature=signature)
 
     def _search(self, beam_width: int, length_penalty: float):
         """The compiled search: features -> ids (images, words), log-probabilities (images,)."""

@@ -9,6 +9,7 @@ from captioning.captioner import LENGTH_PENALTY, Captioner, read_features
 from captioning.features import MADE_BY, FeatureCache
 from captioning.files import InputError
 from captioning.prepared import Prepared
+from captioning.report import CaptionedImage, Report
 
 PROTOCOL = (
     "raw references, lower-cased, punctuation removed, no start, end or unknown tokens; "
@@ -127,4 +128,49 @@ def evaluate(
         metrics.cider_d_per_image(references, captions),
         rows,
         metrics.diversity(captions, [caption for image in training for caption in image]),
+    )
+
+
+def build_report(
+    result: Evaluation,
+    facts: dict[str, str],
+    captioner: Captioner,
+    prepared: Prepared,
+    cache: FeatureCache,
+) -> Report:
+    """What `captioning.report.write_report` shows of an evaluated split.
+
+    Args:
+        result: the evaluation.
+        facts: how the scores came about, in words.
+        captioner: its checkpoint gives the training curves; where it has attention, the page
+            shows where the model looked.
+        prepared: tells where the images lie.
+        cache: the features that were captioned.
+    """
+    shape = captioner.model.config.feature_shape
+    images = []
+    for place, name in enumerate(result.images):
+        caption, attention = result.captions[place], None
+        if captioner.has_attention and caption:
+            features = read_features(cache, cache.rows([name]), shape)
+            attention = captioner.attention(features, [caption])[0]
+        images.append(
+            CaptionedImage(
+                name,
+                prepared.image_folder / name,
+                caption,
+                result.references[place],
+                float(result.cider_d[place]),
+                caption.split() if attention is not None else (),
+                attention,
+            )
+        )
+    return Report(
+        f"Captions of the {result.split} split",
+        facts,
+        [("this model", result.scores), *result.rows.items()],
+        result.diversity,
+        captioner.checkpoint.facts.get("history", []),
+        images,
     )

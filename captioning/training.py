@@ -268,7 +268,7 @@ class Trainer:
         keras.utils.set_random_seed(config.seed)
         self.model = MergeDecoder(model_config, embeddings, dtype)
         self.model.build_for_captions()
-        facts = {"training": dataclasses.asdict(config), "epoch": 0, "scores": {}}
+        facts = {"training": dataclasses.asdict(config)}
         self.checkpoint = Checkpoint(self.model, prepared.vocabulary, caches[0].encoder, facts)
         self.captioner = Captioner(self.checkpoint)
         steps = sum(1 for _ in self._plan(0))
@@ -418,7 +418,12 @@ class Trainer:
 
     def _save(self, epoch: int, scores: dict[str, float]) -> None:
         """Write the checkpoint, its mark if it is the best, the history; the state comes last."""
-        facts = {**self.checkpoint.facts, "epoch": epoch, "dev scores, greedy": scores}
+        facts = {
+            **self.checkpoint.facts,
+            "epoch": epoch,
+            "dev scores, greedy": scores,
+            "history": self.history,
+        }
         checkpoint = dataclasses.replace(self.checkpoint, facts=facts)
         checkpoint.save(self.output / f"epoch-{epoch:03}.keras")
         if self.best_epoch == epoch:
