@@ -50,6 +50,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--learning-rate", type=positive_float, default=1e-3, help="peak; warm-up, then a cosine")
     add("--weight-decay", type=fraction, default=0.0, help="AdamW's weight decay")
     add("--label-smoothing", type=fraction, default=0.1, help="of the target distribution")
+    add("--self-critical-epochs", type=int, default=0, help="epochs after --epochs that raise the"
+        " CIDEr-D of the model's own captions (Rennie et al. 2017)")  # fmt: skip
+    add("--self-critical-rate", type=positive_float, default=5e-5, help="their learning rate")
     add("--no-mirror", action="store_true", help="leave the features of mirrored images unused")
     add("--seed", type=int, default=0, help="of everything random; the same seed, the same run")
     add("--bfloat16", action="store_true", help="multiply in bfloat16 (faster on CPUs and GPUs"
@@ -100,6 +103,8 @@ def main() -> None:
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
         label_smoothing=options.label_smoothing,
+        self_critical_epochs=options.self_critical_epochs,
+        self_critical_rate=options.self_critical_rate,
         seed=options.seed,
     )
     dtype = "mixed_bfloat16" if options.bfloat16 else "float32"
@@ -125,7 +130,7 @@ def main() -> None:
             )
         writer = tf.summary.create_file_writer(options.tensorboard) if options.tensorboard else None
         for row, sample in trainer.epochs():
-            print(epoch_line(row, options.epochs, trainer.best_epoch, sample), flush=True)
+            print(epoch_line(row, trainer.last_epoch, trainer.best_epoch, sample), flush=True)
             plot_history(trainer.history, Path(options.output) / "curves.png")
             if writer:
                 write_summary(writer, row, sample)
@@ -134,8 +139,12 @@ def main() -> None:
 
 def epoch_line(row: dict, epochs: int, best_epoch: int, sample: str) -> str:
     """An epoch in one line of fixed format."""
+    if row["reward"] is None:
+        progress = f"train loss {row['train_loss']:6.3f}"
+    else:
+        progress = f"reward {row['reward']:10.2f}"
     return (
-        f"epoch {row['epoch']:>3}/{epochs}  train loss {row['train_loss']:.3f}  "
+        f"epoch {row['epoch']:>3}/{epochs}  {progress}  "
         f"dev loss {row['dev_loss']:.3f}  perplexity {row['dev_perplexity']:6.2f}  "
         f"BLEU-4 {row['dev_BLEU-4']:5.2f}  CIDEr-D {row['dev_CIDEr-D']:6.2f}"
         f"{'*' if row['epoch'] == best_epoch else ' '}  {row['minutes']:.1f} min  {sample}"
@@ -148,6 +157,8 @@ def write_summary(writer, row: dict, sample: str) -> None:
 
     with writer.as_default(step=row["epoch"]):
         for name, value in row.items():
+            if value is None:
+                continue
             tf.summary.scalar(name, value)
         tf.summary.text("sample caption", sample)
     writer.flush()

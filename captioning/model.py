@@ -14,6 +14,8 @@ import dataclasses
 import keras
 from keras import layers, ops
 
+from captioning.vocabulary import PAD
+
 ATTENTIONS = ("none", "grid")
 RNNS = {"gru": layers.GRU, "lstm": layers.LSTM}
 
@@ -169,6 +171,26 @@ class MergeDecoder(keras.Model):
         outputs, _ = self.read_words(ops.reshape(words, (-1, length)), training=training)
         outputs = ops.reshape(outputs, (images, captions * length, self.config.units))
         return self.merge(outputs, self.encode_image(features, training), training)
+
+    def real_word_logits(self, words, features, training=False):
+        """Logits at the real words alone; pads cost nothing in the largest multiplication.
+
+        Args:
+            words: int (I, K, T), START to END, then pads.
+            features: (I, C) or (I, P, C).
+            training: whether dropout is on.
+
+        Returns:
+            float32 logits (N, V) of the N words that are not pads; those words (N,); the caption
+            each belongs to (N,), counted from 0 to I * K - 1.
+        """
+        merged = self.after_every_prefix(words[:, :, :-1], features, training)
+        merged = ops.reshape(merged, (-1, self.config.units))
+        targets = ops.reshape(words[:, :, 1:], (-1,))
+        (real,) = ops.nonzero(targets != PAD)
+        captions = real // (ops.shape(words)[-1] - 1)
+        logits = self.score_words(ops.take(merged, real, axis=0))
+        return logits, ops.take(targets, real), captions
 
     def call(self, words, features, training=False):
         """Float32 logits (I, K, T, V) of the next word; see `after_every_prefix`."""

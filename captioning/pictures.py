@@ -19,7 +19,8 @@ def plot_history(history: Sequence[dict], path: str | os.PathLike) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, score = figure.subplots(1, 2)
     for name, label in (("train_loss", "train, with dropout"), ("dev_loss", "dev")):
-        loss.plot(epochs, [row[name] for row in history], marker=".", label=label)
+        values = [np.nan if row[name] is None else row[name] for row in history]
+        loss.plot(epochs, values, marker=".", label=label)
     loss.set(title="Loss", xlabel="epoch", ylabel="nats a word")
     for name in ("CIDEr-D", "BLEU-4", "ROUGE-L"):
         score.plot(epochs, [row[f"dev_{name}"] for row in history], marker=".", label=name)

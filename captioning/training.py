@@ -27,12 +27,15 @@ from captioning.features import MADE_BY, FeatureCache, cache_folder
 from captioning.files import InputError, replacing, write_text
 from captioning.model import MergeDecoder, ModelConfig
 from captioning.prepared import CaptionTokens, Prepared
+from captioning.self_critical import SelfCritic, self_critical_loss
 from captioning.vocabulary import END, PAD
 
 STATE_FILE = "resume.npz"
 HISTORY_FILE = "history.csv"
 BEST_FILE = "best.keras"
 MIRRORED = cache_folder("", "", mirrored=True).name
+SELF_CRITICAL_WARMUP = 100  # updates
+SELF_CRITICAL_CLIP_NORM = 1.0  # sampled gradients are noisy; none may throw the model far
 LENGTH_JITTER = 2.0  # words; batches hold captions of similar, not of sorted, lengths
 
 
@@ -50,6 +53,10 @@ class TrainingConfig:
         clip_norm: largest norm of the whole gradient.
         captions_per_image: how many captions share one encoded image in a batch.
         max_words: longer captions are cut in training.
+        self_critical_epochs: passes over the training images after `epochs`, that raise the
+            CIDEr-D of sampled captions; see `captioning.self_critical`.
+        self_critical_rate: the peak learning rate of those.
+        samples: captions sampled for each image in those.
         seed: of everything random.
     """
 
@@ -62,6 +69,9 @@ class TrainingConfig:
     clip_norm: float = 5.0
     captions_per_image: int = 5
     max_words: int = 30
+    self_critical_epochs: int = 0
+    self_critical_rate: float = 5e-5
+    samples: int = 5
     seed: int = 0
 
 
@@ -148,8 +158,13 @@ class Split:
             for captions in np.split(by_image, starts)
             if len(captions) and self.rows[self.tokens.images[captions[0]]] >= 0
         ]
+        self.images = np.array([self.tokens.images[c[0]] for c in self._captions_of])
         if not self._captions_of:
             raise InputError(f"{prepared.folder}: the {name} split has no captioned image to use")
+
+    def group_count(self, captions_per_image: int) -> int:
+        """How many groups of up to `captions_per_image` captions of one image there are."""
+        return sum(-(-len(captions) // captions_per_image) for captions in self._captions_of)
 
     @property
     def caption_count(self) -> int:
@@ -201,10 +216,13 @@ class Split:
                     words[i, k, : len(ids)] = ids
                     words[i, k, len(ids) - 1] = END
             images = self.tokens.images[[groups[group][0] for group in batch]]
-            mirrored = None
-            if self.mirrored_rows is not None:
-                mirrored = (rng.random(len(batch)) < 0.5) & (self.mirrored_rows[images] >= 0)
-            yield self.features(images, mirrored), words
+            yield self.features(images, self.draw_mirrored(images, rng)), words
+
+    def draw_mirrored(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+        """Toss a coin for each image: bool (I,), whether to take the mirrored features."""
+        if self.mirrored_rows is None:
+            return None
+        return (rng.random(len(images)) < 0.5) & (self.mirrored_rows[images] >= 0)
 
 
 def caption_loss(model, features, words, training: bool, label_smoothing: float = 0.0):
@@ -220,16 +238,12 @@ def caption_loss(model, features, words, training: bool, label_smoothing: float 
     Returns:
         the mean loss, smoothed; the summed negative log-likelihood (nats); the number of words.
     """
-    merged = model.after_every_prefix(words[:, :, :-1], features, training)  # (I, K * (T - 1), U)
-    targets = tf.reshape(words[:, :, 1:], (-1,))
-    real = tf.where(targets != PAD)[:, 0]
-    # only now the largest multiplication: the scores of all words, at real words alone
-    logits = model.score_words(tf.gather(tf.reshape(merged, (-1, merged.shape[-1])), real))
+    logits, targets, _ = model.real_word_logits(words, features, training)
     normaliser = tf.reduce_logsumexp(logits, axis=-1)
-    likelihood = tf.gather(logits, tf.gather(targets, real), batch_dims=1) - normaliser
+    likelihood = tf.gather(logits, targets, batch_dims=1) - normaliser
     uniform = tf.reduce_mean(logits, axis=-1) - normaliser
     smoothed = (1 - label_smoothing) * likelihood + label_smoothing * uniform
-    count = tf.cast(tf.size(real), tf.float32)
+    count = tf.cast(tf.size(targets), tf.float32)
     return -tf.reduce_mean(smoothed), -tf.reduce_sum(likelihood), count
 
 
@@ -271,9 +285,27 @@ class Trainer:
         facts = {"training": dataclasses.asdict(config)}
         self.checkpoint = Checkpoint(self.model, prepared.vocabulary, caches[0].encoder, facts)
         self.captioner = Captioner(self.checkpoint)
-        steps = sum(1 for _ in self._plan(0))
-        self.optimizer = _optimizer(config, steps)
+        steps = math.ceil(self.train.group_count(config.captions_per_image) / self._images_a_step)
+        self.optimizer = _optimizer(
+            config.epochs * steps,
+            round(config.warmup_epochs * steps),
+            config.learning_rate,
+            config.weight_decay,
+            config.clip_norm,
+        )
         self.optimizer.build(self.model.trainable_variables)
+        self._critic = None
+        if config.self_critical_epochs:
+            self._critic = SelfCritic(self.model, self.train.tokens, config.samples)
+            steps = math.ceil(len(self.train.images) / self._images_a_step)
+            self._critic_optimizer = _optimizer(
+                config.self_critical_epochs * steps,
+                SELF_CRITICAL_WARMUP,
+                config.self_critical_rate,
+                0.0,
+                SELF_CRITICAL_CLIP_NORM,
+            )
+            self._critic_optimizer.build(self.model.trainable_variables)
         self.history: list[dict] = []
         self._dropout_seeds = [
             layer.seed_generator.state
@@ -286,6 +318,10 @@ class Trainer:
             tf.TensorSpec((None, None, None), tf.int32),
         ]
         self._train_step = tf.function(self._update, input_signature=signature)
+        self._critic_step = tf.function(
+            self._update_critically,
+            input_signature=[*signature, tf.TensorSpec((None, None), tf.float32)],
+        )
         self._dev_step = tf.function(
             lambda features, words: caption_loss(self.model, features, words, False)[1:],
             input_signature=signature,
@@ -335,16 +371,19 @@ class Trainer:
             InputError: the loss is no longer a number, or a file cannot be written. What was
                 written before stays.
         """
-        for epoch in range(len(self.history) + 1, self.config.epochs + 1):
+        for epoch in range(len(self.history) + 1, self.last_epoch + 1):
             started = time.monotonic()
-            train_loss = self._train_epoch(epoch)
+            if epoch <= self.config.epochs:
+                progress = {"train_loss": self._train_epoch(epoch), "reward": None}
+            else:
+                progress = {"train_loss": None, "reward": self._self_critical_epoch(epoch)}
             minutes = (time.monotonic() - started) / 60
             dev_loss = self._dev_loss()
             scores, sample = self._dev_scores()
             self.history.append(
                 {
                     "epoch": epoch,
-                    "train_loss": train_loss,
+                    **progress,
                     "dev_loss": dev_loss,
                     "dev_perplexity": math.exp(dev_loss),
                     **{f"dev_{name}": score for name, score in scores.items()},
@@ -353,6 +392,15 @@ class Trainer:
             )
             self._save(epoch, scores)
             yield self.history[-1], sample
+
+    @property
+    def _images_a_step(self) -> int:
+        return max(1, self.config.batch_size // self.config.captions_per_image)
+
+    @property
+    def last_epoch(self) -> int:
+        """The number of epochs, self-critical ones included."""
+        return self.config.epochs + self.config.self_critical_epochs
 
     @property
     def best_epoch(self) -> int:
@@ -390,12 +438,39 @@ class Trainer:
             step_total, step_count = self._train_step(features, words)
             total, count = total + step_total, count + step_count
         loss = float(total / count)
+        self._check_finite(epoch, loss)
+        return loss
+
+    def _update_critically(self, features, words, advantages):
+        """One step of the optimiser towards the better of the sampled captions."""
+        with tf.GradientTape() as tape:
+            loss = self_critical_loss(self.model, features, words, advantages)
+        weights = self.model.trainable_variables
+        gradients = tape.gradient(loss, weights)
+        self._critic_optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        return loss
+
+    def _self_critical_epoch(self, epoch: int) -> float:
+        """One pass over the training images; the mean reward of samples, CIDEr-D x 100."""
+        rng = np.random.default_rng((self.config.seed, epoch))
+        order = rng.permutation(self.train.images)
+        rewards = []
+        for start in range(0, len(order), self._images_a_step):
+            images = order[start : start + self._images_a_step]
+            features = self.train.features(images, self.train.draw_mirrored(images, rng))
+            seed = rng.integers(2**31, size=2)
+            words, advantages, reward = self._critic.draw(features, images, seed)
+            loss = self._critic_step(features, words, advantages)
+            rewards.append(reward.mean())
+        self._check_finite(epoch, float(loss))
+        return float(np.mean(rewards))
+
+    def _check_finite(self, epoch: int, loss: float) -> None:
         if not math.isfinite(loss):
             raise InputError(
                 f"epoch {epoch}: the loss is no longer a number; the checkpoints of the epochs "
                 "before are kept.\nStart anew with a smaller --learning-rate"
             )
-        return loss
 
     def _dev_loss(self) -> float:
         """Mean negative log-likelihood of the dev captions, nats a word."""
@@ -450,20 +525,20 @@ class Trainer:
         }
 
     def _state_variables(self) -> list:
-        """What an epoch starts from: all weights and the optimiser's moments."""
-        return [*self.model.weights, *self.optimizer.variables]
+        """What an epoch starts from: all weights and the optimisers' moments."""
+        critical = self._critic_optimizer.variables if self._critic else []
+        return [*self.model.weights, *self.optimizer.variables, *critical]
 
 
-def _optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """AdamW with a linear warm-up and a cosine to zero over all epochs."""
-    total = config.epochs * steps_per_epoch
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
+def _optimizer(
+    steps: int, warmup: int, learning_rate: float, weight_decay: float, clip_norm: float
+) -> keras.optimizers.Optimizer:
+    """AdamW whose learning rate rises over `warmup` steps and falls to zero along a cosine."""
+    warmup = min(warmup, steps - 1)
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else config.learning_rate,
-        decay_steps=total - warmup,
-        warmup_target=config.learning_rate if warmup else None,
+        0.0 if warmup else learning_rate,
+        decay_steps=steps - warmup,
+        warmup_target=learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    return keras.optimizers.AdamW(
-        schedule, weight_decay=config.weight_decay, global_clipnorm=config.clip_norm
-    )
+    return keras.optimizers.AdamW(schedule, weight_decay=weight_decay, global_clipnorm=clip_norm)
