@@ -1,0 +1,196 @@
+"""Tiny data, a tiny encoder and tiny trained models that several test files share."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioning.dataset import CaptionDataset
+from captioning.embeddings import WordVectors, embedding_matrix
+from captioning.features import cache_folder
+from captioning.files import write_json
+from captioning.prepared import write_captions, write_embeddings
+from captioning.vocabulary import Vocabulary, tokenize
+
+DIMENSION = 6  # of the word vectors
+ENCODER = {
+    "name": "synthetic",
+    "image_size": 32,
+    "grid_shape": [2, 2, 8],
+    "fingerprint": "0123456789abcdef",
+}
+
+COLOURS = ("red", "blue", "green", "black")
+THINGS = ("dog", "ball", "house", "car")
+PLACES = ("on grass", "by the sea", "in deep white snow", "at night")
+
+
+def write_cache(prepared, images, encoder, mirrored=False, failed=(), keep_grid=True):
+    """Write a feature cache of random features; the mirrored ones are the same with other sign."""
+    rows, columns, channels = encoder["grid_shape"]
+    rng = np.random.default_rng(0)
+    grid = rng.normal(size=(len(images), rows, columns, channels)).astype(np.float16)
+    grid = -grid if mirrored else grid
+    for row, image in enumerate(images):
+        if image in failed:
+            grid[row] = 0
+    folder = cache_folder(prepared, encoder["name"], mirrored)
+    folder.mkdir(parents=True)
+    np.save(folder / "pooled.npy", grid.astype(np.float32).mean((1, 2)))
+    if keep_grid:
+        np.save(folder / "grid.npy", grid)
+    index = {
+        "version": 1,
+        "encoder": encoder,
+        "mirrored": mirrored,
+        "has_grid": keep_grid,
+        "batch_size": 16,
+        "images": images,
+        "failed": dict.fromkeys(failed, "damaged picture"),
+    }
+    write_json(folder / "index.json", index)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_prepared():
+    """A function that writes a prepared folder: captions, word vectors and synthetic features."""
+
+    def make(
+        folder, captions, encoder=ENCODER, mirrored=False, failed=(), keep_grid=True, min_count=1
+    ):
+        """Write `captions`, split -> image -> captions, to `folder`."""
+        everything = {image: texts for split in captions.values() for image, texts in split.items()}
+        dataset = CaptionDataset(
+            layout="csv",
+            image_folder=folder,
+            captions=everything,
+            splits={split: list(images) for split, images in captions.items()},
+            split_origin="drawn",
+            summary={},
+            problems=[],
+        )
+        training = [tokenize(text) for texts in captions["train"].values() for text in texts]
+        vocabulary = Vocabulary.from_captions(training, min_count=min_count)
+        write_captions(folder, dataset, vocabulary, {})
+        rng = np.random.default_rng(0)
+        vectors = {word: rng.normal(size=DIMENSION).astype("f4") for word in vocabulary.words[4:]}
+        matrix = embedding_matrix(vocabulary, WordVectors(DIMENSION, vectors))
+        write_embeddings(folder, matrix, "made up")
+        for mirror in (False, True) if mirrored else (False,):
+            write_cache(folder, list(everything), encoder, mirror, failed, keep_grid)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_captions():
+    """Eight training images with three captions each, four dev images: split -> image -> captions.
+
+    What the picture shows is drawn, so there is nothing to learn; it is for mechanics.
+    """
+    rng = np.random.default_rng(1)
+
+    def describe():
+        colour, thing, place = (words[rng.integers(4)] for words in (COLOURS, THINGS, PLACES))
+        return f"A {colour} {thing} {place} ."
+
+    sizes = {"train": 8, "dev": 4}
+    return {
+        split: {f"{split}{i}.jpg": [describe() for _ in range(3)] for i in range(size)}
+        for split, size in sizes.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory):
+    """A `.keras` encoder of one convolution, 32 x 32 pixels to a 2 x 2 grid of 8 channels."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.Input((32, 32, 3)),
+        keras.layers.Rescaling(1 / 127.5, -1),
+        keras.layers.Conv2D(8, 16, strides=16),
+    ]
+    path = tmp_path_factory.mktemp("encoder") / "tiny.keras"
+    keras.Sequential(layers).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_prepared(tmp_path_factory, make_prepared, tiny_captions, tiny_encoder):
+    """A prepared folder whose features claim to be of `tiny_encoder`."""
+    from captioning.encoders import load_encoder
+
+    folder = tmp_path_factory.mktemp("tiny") / "prepared"
+    return make_prepared(folder, tiny_captions, load_encoder(tiny_encoder).describe())
+
+
+@pytest.fixture(scope="session")
+def make_trainer():
+    """A function that makes a Trainer of a tiny model on a prepared folder."""
+    from captioning.model import ModelConfig
+    from captioning.prepared import Prepared
+    from captioning.training import Trainer, TrainingConfig, feature_shape, open_caches
+
+    def make(folder, output, attention="none", rnn="gru", units=16, dropout=0.2, **settings):
+        prepared, caches = Prepared(folder), open_caches(folder)
+        embeddings = prepared.embeddings()
+        config = ModelConfig(
+            vocabulary_size=len(prepared.vocabulary),
+            feature_shape=feature_shape(caches[0], attention),
+            embedding_size=embeddings.shape[1],
+            rnn=rnn,
+            units=units,
+            attention=attention,
+            heads=2,
+            word_dropout=dropout,
+            rnn_dropout=dropout,
+            image_dropout=dropout,
+            merge_dropout=dropout,
+        )
+        training = TrainingConfig(**{"epochs": 2, "batch_size": 12, **settings})
+        return Trainer(prepared, caches, config, training, output, embeddings=embeddings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, tiny_prepared, make_trainer):
+    """The output folder of two epochs of training."""
+    output = tmp_path_factory.mktemp("run")
+    for _ in make_trainer(tiny_prepared, output).epochs():
+        pass
+    return output
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_run):
+    """The best checkpoint of `tiny_run`."""
+    return tiny_run / "best.keras"
+
+
+@pytest.fixture(scope="session")
+def tiny_grid_checkpoint(tmp_path_factory, tiny_prepared, make_trainer):
+    """A checkpoint with attention, as it is before training."""
+    folder = tmp_path_factory.mktemp("grid")
+    trainer = make_trainer(tiny_prepared, folder, attention="grid")
+    trainer.checkpoint.save(folder / "grid.keras")
+    return folder / "grid.keras"
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """Three pictures in a folder, in alphabetical order."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(2)
+    paths = [folder / name for name in ("a.png", "b.jpg", "c.png")]
+    for path in paths:
+        small = Image.fromarray(rng.integers(0, 256, (3, 4, 3), np.uint8))
+        small.resize((80, 60)).save(path)
+    return paths

@@ -1,0 +1,203 @@
+"""Searches on scripted models, whose every caption's probability is known beforehand."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from captioning.decoding import beam_search, decode_greedily, sample
+from captioning.vocabulary import END, PAD, START, UNKNOWN
+
+WORDS = (4, 5, 6)
+SIZE = 4 + len(WORDS)
+MAX_WORDS = 3
+SPECIALS = [PAD, START, UNKNOWN]
+
+
+class Scripted:
+    """Looks the next word's log-probabilities up, by image and prefix.
+
+    A prefix is the number that its ids are the digits of, base SIZE; `features` (I, 1) say which
+    script each image follows.
+    """
+
+    def __init__(self, seed, scripts=2, longest=MAX_WORDS, sharpness=2.0):
+        rng = np.random.default_rng(seed)
+        prefixes = SIZE ** (longest + 1)
+        logits = rng.normal(0, sharpness, (scripts, prefixes, SIZE)).astype(np.float32)
+        self.table = np.array(tf.nn.log_softmax(logits))
+
+    def encode_image(self, features):
+        return (tf.cast(features[:, 0], tf.int32),)
+
+    def initial_state(self, count):
+        return [tf.zeros((count, 1), tf.int32)]
+
+    def step(self, words, state, image):
+        prefix = state[0] * SIZE + tf.reshape(words, (-1, 1))
+        script = tf.repeat(image[0], tf.shape(words)[1])
+        scores = tf.gather_nd(self.table, tf.stack([script, prefix[:, 0]], axis=1))
+        return tf.reshape(scores, (*tf.unstack(tf.shape(words)), SIZE)), [prefix]
+
+    def log_probability(self, script, caption):
+        """Of a whole caption, ids from the first word to END."""
+        total, prefix = 0.0, START
+        for word in caption:
+            total += self.table[script, prefix, word]
+            prefix = prefix * SIZE + word
+        return total
+
+    def greedy(self, script, max_words):
+        """The most probable word again and again, in plain Python."""
+        caption, prefix = [], START
+        while len(caption) < max_words:
+            scores = self.table[script, prefix].copy()
+            scores[SPECIALS] = -np.inf
+            word = int(scores.argmax())
+            caption.append(word)
+            if word == END:
+                return caption
+            prefix = prefix * SIZE + word
+        return [*caption, END]
+
+    def optimum(self, script, max_words, length_penalty):
+        """The best of all captions, found by trying every one."""
+        captions = [
+            [*words, END]
+            for length in range(max_words + 1)
+            for words in itertools.product(WORDS, repeat=length)
+        ]
+        return max(
+            captions, key=lambda c: self.log_probability(script, c) / len(c) ** length_penalty
+        )
+
+
+FEATURES = tf.constant([[0.0], [1.0], [0.0]])
+EVERY_CAPTION = sum(len(WORDS) ** length for length in range(MAX_WORDS + 1))
+
+
+def trimmed(row):
+    """Ids up to END, after checking that pads alone follow."""
+    row = np.asarray(row).tolist()
+    end = row.index(END)
+    assert set(row[end + 1 :]) <= {PAD}
+    return row[: end + 1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_search_takes_the_best_word_at_every_step(seed):
+    model = Scripted(seed)
+    captions, scores = decode_greedily(model, FEATURES, MAX_WORDS)
+    assert captions.shape == (3, 1, MAX_WORDS + 1)
+    firsts = zip((0, 1, 0), captions.numpy()[:, 0], scores.numpy()[:, 0], strict=True)
+    for script, caption, score in firsts:
+        expected = model.greedy(script, MAX_WORDS)
+        assert trimmed(caption) == expected
+        assert score == pytest.approx(model.log_probability(script, expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0, 2.0, -0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wide_beam_finds_the_optimum(seed, length_penalty):
+    model = Scripted(seed)
+    captions, scores = beam_search(model, FEATURES, EVERY_CAPTION, length_penalty, MAX_WORDS)
+    for script, rows, totals in zip((0, 1, 0), captions.numpy(), scores.numpy(), strict=True):
+        best = trimmed(rows[0])
+        assert best == model.optimum(script, MAX_WORDS, length_penalty)
+        assert totals[0] == pytest.approx(model.log_probability(script, best), abs=1e-4)
+        # As wide as the number of captions: every one is there, once, best first.
+        found = [tuple(trimmed(row)) for row in rows]
+        assert len(set(found)) == EVERY_CAPTION
+        ranked = totals / np.array([len(caption) for caption in found]) ** length_penalty
+        assert (np.diff(ranked) <= 1e-5).all()
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7])
+def test_a_beam_returns_what_it_says(width):
+    model = Scripted(5)
+    captions, scores = beam_search(model, FEATURES, width, 1.0, MAX_WORDS)
+    assert captions.shape == (3, width, MAX_WORDS + 1)
+    firsts = zip((0, 1, 0), captions.numpy()[:, 0], scores.numpy()[:, 0], strict=True)
+    for script, row, score in firsts:
+        assert score == pytest.approx(model.log_probability(script, trimmed(row)), abs=1e-4)
+    np.testing.assert_array_equal(captions[0], captions[2])  # the same image, the same captions
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_beam_is_never_less_probable_than_the_greedy_caption(seed):
+    model = Scripted(seed)
+    _, greedy = decode_greedily(model, FEATURES, MAX_WORDS)
+    # Of one, which follows the greedy words until they end; of all there are.
+    for width in (1, EVERY_CAPTION):
+        _, beam = beam_search(model, FEATURES, width, 0.0, MAX_WORDS)
+        assert np.all(beam[:, 0] >= greedy[:, 0] - 1e-5)
+
+
+class Constant:
+    """The same distribution after every prefix of every image."""
+
+    def __init__(self, probabilities):
+        self.scores = tf.math.log(tf.constant(probabilities, tf.float32))
+
+    def encode_image(self, features):
+        return ()
+
+    def initial_state(self, count):
+        return [tf.zeros((count, 1))]
+
+    def step(self, words, state, image):
+        return tf.broadcast_to(self.scores, (*tf.unstack(tf.shape(words)), SIZE)), state
+
+
+TEMPTING = [0.3, 0.3, 0.01, 0.3, 0.06, 0.02, 0.01]  # pads, starts and unknowns above all words
+
+
+@pytest.mark.parametrize("max_words", [1, 4])
+def test_special_tokens_are_never_said_and_captions_end_in_time(max_words):
+    model = Constant(TEMPTING)
+    found = [
+        decode_greedily(model, FEATURES, max_words)[0],
+        beam_search(model, FEATURES, 3, 1.0, max_words)[0][:, :1],
+        sample(model, FEATURES, 50, tf.constant([0, 0]), max_words)[0],
+    ]
+    for captions in found:
+        assert captions.shape[-1] == max_words + 1
+        for row in captions.numpy().reshape(-1, max_words + 1):
+            said = trimmed(row)
+            assert not set(said) & set(SPECIALS)
+            assert len(said) <= max_words + 1
+    assert trimmed(found[0][0, 0]) == [4] * max_words + [END]
+
+
+def test_samples_follow_the_distribution():
+    probabilities = np.array([0.05, 0.05, 0.2, 0.1, 0.3, 0.2, 0.1])
+    model = Constant(probabilities)
+    captions, scores = sample(model, tf.zeros((4, 1)), 5000, tf.constant([7, 1]), max_words=1)
+    first = captions.numpy()[:, :, 0].ravel()
+    expected = probabilities.copy()
+    expected[SPECIALS] = 0
+    expected /= expected.sum()
+    np.testing.assert_allclose(np.bincount(first, minlength=SIZE) / len(first), expected, atol=0.01)
+    said = np.log(probabilities)[first] + np.where(first == END, 0, np.log(probabilities[END]))
+    np.testing.assert_allclose(scores.numpy().ravel(), said, atol=1e-5)
+
+
+def test_the_same_seed_draws_the_same_samples():
+    model = Scripted(8)
+
+    def draw(*seed):
+        return sample(model, FEATURES, 20, tf.constant(seed), MAX_WORDS)[0].numpy()
+
+    np.testing.assert_array_equal(draw(1, 2), draw(1, 2))
+    assert (draw(1, 2) != draw(1, 3)).any()
+    assert (draw(1, 2)[0] != draw(1, 2)[2]).any()  # the same image twice draws for itself
+
+
+def test_samples_of_a_scripted_model_carry_their_log_probability():
+    model = Scripted(9)
+    captions, scores = sample(model, FEATURES, 20, tf.constant([0, 0]), MAX_WORDS)
+    for script, rows, totals in zip((0, 1, 0), captions.numpy(), scores.numpy(), strict=True):
+        for row, total in zip(rows, totals, strict=True):
+            said = trimmed(row)
+            assert total == pytest.approx(model.log_probability(script, said), abs=1e-4)
