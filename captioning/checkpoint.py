@@ -8,16 +8,25 @@ file from a stranger cannot name other code to run; then Keras loads it in safe 
 
 import dataclasses
 import json
+import math
 import os
 import zipfile
 from pathlib import Path
+
+import numpy as np
 
 from captioning.files import InputError, replacing
 from captioning.model import ATTENTIONS, RNNS, MergeDecoder, ModelConfig
 from captioning.vocabulary import Vocabulary
 
 VERSION = 1
+MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
 MAX_BYTES = 2_000_000_000  # of weights; a merge-decoder has some 20 MB
+MAX_CONFIG_BYTES = 100_000_000  # a vocabulary of a million words has 30 MB
+MAX_SIZE = 1_000_000  # of anything that a configuration counts
+MAX_FEATURES = 10_000_000  # numbers an image
+MAX_IMAGE_SIZE = 10_000  # pixels; also of an encoder's grid
+DTYPES = ("float32", "mixed_bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Checkpoint:
             InputError: the file is missing, damaged, of a newer version, or no checkpoint.
         """
         path = Path(path)
-        config = _read_config(path)
+        config, weight_bytes = _read_archive(path)
         try:
             description = config["description"]
             if description["version"] != VERSION:
@@ -68,47 +77,59 @@ class Checkpoint:
                     f"reads version {VERSION}, update it or train anew"
                 )
             vocabulary = Vocabulary.from_json(description["vocabulary"])
-            model_config = _checked(ModelConfig(**config["config"]), len(vocabulary))
-            model = MergeDecoder(model_config, dtype=dtype or config["dtype"])
-            model.build_for_captions()
-            _load_weights(model, path)
-            return cls(model, vocabulary, dict(description["encoder"]), dict(description["facts"]))
+            model_config = _checked(ModelConfig(**config["config"]), len(vocabulary), weight_bytes)
+            encoder = _checked_encoder(description["encoder"], model_config.feature_shape)
+            facts = dict(description["facts"])
+            if config["dtype"] not in DTYPES:  # Keras would take the name of a class
+                raise ValueError(f"precision {config['dtype']!r}")
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
+            if str(error).startswith(str(path)):
                 raise
-            reason = (str(error).strip().splitlines() or ["damaged"])[0]
-            raise InputError(f"{path}: not a checkpoint of train.py ({reason})") from None
+            raise InputError(f"{path}: not a checkpoint of train.py ({_reason(error)})") from None
+        model = MergeDecoder(model_config, dtype=dtype or config["dtype"])
+        model.build_for_captions()
+        _load_weights(model, path)
+        return cls(model, vocabulary, encoder, facts)
 
 
-def _read_config(path: Path) -> dict:
-    """The archive's description of the model, checked to be plain values of a merge-decoder."""
+def _read_archive(path: Path) -> tuple[dict, int]:
+    """The description of a merge-decoder in an archive, and how many bytes its weights take."""
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train.py writes one an epoch")
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = {member.filename: member.file_size for member in archive.infolist()}
-            if set(sizes) != {"config.json", "metadata.json", "model.weights.h5"}:
+            names = sorted(archive.namelist())
+            if names != sorted(MEMBERS):
                 raise InputError(
-                    f"{path}: not a checkpoint of train.py (holds {sorted(sizes)[:5]})"
+                    f"{path}: not a checkpoint of train.py (holds {_shortened(str(names))})"
                 )
-            if sum(sizes.values()) > MAX_BYTES:
-                raise InputError(f"{path}: unpacks to {sum(sizes.values()) / 1e9:.1f} GB; refused")
+            size = {member.filename: member.file_size for member in archive.infolist()}
+            total = sum(size.values())
+            if total > MAX_BYTES or size["config.json"] > MAX_CONFIG_BYTES:
+                raise InputError(f"{path}: unpacks to {total / 1e9:.1f} GB; refused")
+            if damaged := archive.testzip():  # Keras does not compare the weights' check sum
+                raise InputError(f"{path}: its {damaged} is damaged; copy or train it again")
             whole = json.loads(archive.read("config.json"))
-        if whole["class_name"] != MergeDecoder.__name__:
-            raise InputError(f"{path}: holds a {whole['class_name']}, expected a MergeDecoder")
-        return whole["config"]
+        name = whole["class_name"]
+        if name != MergeDecoder.__name__:
+            raise InputError(
+                f"{path}: not a checkpoint of train.py (holds a {_shortened(str(name))}, "
+                "expected a MergeDecoder)"
+            )
+        return whole["config"], size["model.weights.h5"]
     except InputError:
         raise
     except PermissionError:
         raise InputError(f"{path}: no permission to read it") from None
     except Exception as error:  # zipfile, zlib and json each raise their own kinds
         raise InputError(
-            f"{path}: damaged, or not a checkpoint of train.py ({error}); copy or train it again"
+            f"{path}: damaged, or not a checkpoint of train.py ({_reason(error)}); "
+            "copy or train it again"
         ) from None
 
 
-def _checked(config: ModelConfig, words: int) -> ModelConfig:
-    """`config` with its shape as a tuple, if its values can be a model at all."""
+def _checked(config: ModelConfig, words: int, weight_bytes: int) -> ModelConfig:
+    """`config` with its shape as a tuple, if its values are those of the archive's weights."""
     sizes = (config.vocabulary_size, config.embedding_size, config.units, config.heads)
     shares = (
         config.word_dropout,
@@ -117,22 +138,57 @@ def _checked(config: ModelConfig, words: int) -> ModelConfig:
         config.merge_dropout,
     )
     shape = tuple(config.feature_shape)
-    if not all(type(size) is int and 0 < size < 1_000_000 for size in (*sizes, *shape)):
-        raise ValueError("a size is not a positive whole number")
+    if not all(type(size) is int and 0 < size <= MAX_SIZE for size in (*sizes, *shape)):
+        raise ValueError(f"a size is not a whole number from 1 to {MAX_SIZE:,}")
     if not all(isinstance(share, int | float) and 0 <= share < 1 for share in shares):
-        raise ValueError("a dropout is not between 0 and 1")
+        raise ValueError("a dropout is not a number from 0 to below 1")
+    if not isinstance(config.train_embeddings, bool):
+        raise ValueError("train_embeddings is not true or false")
     if config.rnn not in RNNS or config.attention not in ATTENTIONS:
         raise ValueError(f"unknown rnn {config.rnn!r} or attention {config.attention!r}")
     if config.vocabulary_size != words:
         raise ValueError(f"{config.vocabulary_size} word scores, but {words} words")
-    if len(shape) != (2 if config.attention == "grid" else 1):
+    if len(shape) != (2 if config.attention == "grid" else 1) or math.prod(shape) > MAX_FEATURES:
         raise ValueError(f"feature shape {shape} does not fit attention {config.attention!r}")
+    if config.attention == "grid" and config.units % config.heads:
+        raise ValueError(f"{config.units} units cannot be shared by {config.heads} heads")
+    # the largest matrices, so that no memory is taken for weights that are not there
+    inputs = config.embedding_size + config.units + shape[-1] + words
+    if 4 * (config.embedding_size * words + config.units * inputs) > weight_bytes:
+        raise ValueError(f"its {weight_bytes:,} bytes of weights are too few for its sizes")
     return dataclasses.replace(config, feature_shape=shape)
+
+
+def _checked_encoder(encoder: dict, feature_shape: tuple[int, ...]) -> dict:
+    """What `Encoder.describe` gave, if it can give features of that shape."""
+    rows, columns, channels = grid_shape = encoder["grid_shape"]
+    sizes = (encoder["image_size"], *grid_shape)
+    names = (encoder["name"], encoder["fingerprint"])
+    if not all(type(size) is int and 0 < size <= MAX_IMAGE_SIZE for size in sizes):
+        raise ValueError(f"a size of its encoder is not a whole number from 1 to {MAX_IMAGE_SIZE}")
+    if not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise ValueError("the name of its encoder is not text")
+    if feature_shape not in ((channels,), (rows * columns, channels)):
+        raise ValueError(f"feature shape {feature_shape} does not fit grid shape {grid_shape}")
+    return dict(encoder)
 
 
 def _load_weights(model: MergeDecoder, path: Path) -> None:
     try:
         model.load_weights(path)
     except Exception as error:  # h5py and Keras raise many kinds
-        reason = (str(error).strip().splitlines() or ["damaged"])[0]
-        raise InputError(f"{path}: its weights do not fit its description ({reason})") from None
+        raise InputError(
+            f"{path}: its weights do not fit its description ({_reason(error)})"
+        ) from None
+    if not all(np.isfinite(variable).all() for variable in model.weights):
+        raise InputError(f"{path}: its weights hold NaN or infinity; take an earlier checkpoint")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a library's message, which may be long."""
+    return _shortened((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def _shortened(text: str, length: int = 200) -> str:
+    text = text if len(text) <= length else f"{text[: length - 3]}..."
+    return text if text.isprintable() else repr(text)  # escape codes garble a terminal

@@ -28,6 +28,14 @@ THINGS = ("dog", "ball", "house", "car")
 PLACES = ("on grass", "by the sea", "in deep white snow", "at night")
 
 
+# Keras copies TensorFlow's variables in a way that NumPy 2 remarks on; there is nothing to mend here.
+KERAS_COPIES = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", KERAS_COPIES)
+
+
 def write_cache(prepared, images, encoder, mirrored=False, failed=(), keep_grid=True):
     """Write a feature cache of random features; the mirrored ones are the same with other sign."""
     rows, columns, channels = encoder["grid_shape"]
