@@ -36,6 +36,7 @@ BEST_FILE = "best.keras"
 MIRRORED = cache_folder("", "", mirrored=True).name
 SELF_CRITICAL_WARMUP = 100  # updates
 SELF_CRITICAL_CLIP_NORM = 1.0  # sampled gradients are noisy; none may throw the model far
+DIVERGED = 500.0  # nats a word; to know nothing costs log(words), less than 14
 LENGTH_JITTER = 2.0  # words; batches hold captions of similar, not of sorted, lengths
 
 
@@ -338,23 +339,30 @@ class Trainer:
             return False
         variables = self._state_variables()
         try:
-            with np.load(path, allow_pickle=False) as state:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as state:
                 facts = json.loads(str(state["facts"]))
+                settings, history = dict(facts["settings"]), list(facts["history"])
+                self._check_settings(path, settings)
                 values = [state[f"variable-{number}"] for number in range(len(variables))]
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{path}: damaged ({error}); start anew in another folder, or without --resume"
-            ) from None
-        for name, ours in self._settings().items():
-            if name != "epochs" and facts["settings"].get(name) != ours:
-                raise InputError(
-                    f"{path}: the run has {name} = {facts['settings'].get(name)}, asked for is "
-                    f"{ours}; resume with the same settings, or start anew in another folder"
-                )
+            for variable, value in zip(variables, values, strict=True):
+                if value.shape != tuple(variable.shape) or not np.isfinite(value).all():
+                    raise ValueError("its numbers are not those of the model")
+        except InputError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: damaged ({error}); start anew in another folder") from None
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-        self.history = facts["history"]
+        self.history = history
         return True
+
+    def _check_settings(self, path: Path, settings: dict) -> None:
+        for name, ours in self._settings().items():
+            if name != "epochs" and settings.get(name) != ours:
+                raise InputError(
+                    f"{path}: the run has {name} = {settings.get(name)}, asked for is "
+                    f"{ours}; resume with the same settings, or start anew in another folder"
+                )
 
     def has_state(self) -> bool:
         """Whether the output folder holds a run that `resume` could take up."""
@@ -368,8 +376,8 @@ class Trainer:
             caption of the first dev image.
 
         Raises:
-            InputError: the loss is no longer a number, or a file cannot be written. What was
-                written before stays.
+            InputError: training has diverged, or a file cannot be written. What was written
+                before stays.
         """
         for epoch in range(len(self.history) + 1, self.last_epoch + 1):
             started = time.monotonic()
@@ -379,6 +387,7 @@ class Trainer:
                 progress = {"train_loss": None, "reward": self._self_critical_epoch(epoch)}
             minutes = (time.monotonic() - started) / 60
             dev_loss = self._dev_loss()
+            self._check_convergence(epoch, dev_loss)
             scores, sample = self._dev_scores()
             self.history.append(
                 {
@@ -438,7 +447,7 @@ class Trainer:
             step_total, step_count = self._train_step(features, words)
             total, count = total + step_total, count + step_count
         loss = float(total / count)
-        self._check_finite(epoch, loss)
+        self._check_convergence(epoch, loss)
         return loss
 
     def _update_critically(self, features, words, advantages):
@@ -462,14 +471,14 @@ class Trainer:
             words, advantages, reward = self._critic.draw(features, images, seed)
             loss = self._critic_step(features, words, advantages)
             rewards.append(reward.mean())
-        self._check_finite(epoch, float(loss))
+        self._check_convergence(epoch, float(loss))
         return float(np.mean(rewards))
 
-    def _check_finite(self, epoch: int, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _check_convergence(self, epoch: int, loss: float) -> None:
+        if not abs(loss) < DIVERGED:  # nor is NaN
             raise InputError(
-                f"epoch {epoch}: the loss is no longer a number; the checkpoints of the epochs "
-                "before are kept.\nStart anew with a smaller --learning-rate"
+                f"epoch {epoch}: the loss is {loss:g}, training has diverged; the checkpoints of "
+                "the epochs before are kept.\nStart anew with a smaller --learning-rate"
             )
 
     def _dev_loss(self) -> float:
@@ -521,6 +530,7 @@ class Trainer:
             "dtype": self.model.dtype_policy.name,
             "encoder": self.checkpoint.encoder,
             "vocabulary": self.checkpoint.vocabulary.fingerprint,
+            "captions": self.train.caption_count,
             "mirrored images": self.train.mirrored_rows is not None,
         }
 
