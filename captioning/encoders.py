@@ -1,15 +1,23 @@
 """Image -> features: ResNet50 and friends, the bundled EfficientNet-Lite2, or a `.keras` file.
 
-An encoder takes a float32 RGB batch in 0..255, shape (batch, size, size, 3), and gives a grid of
+An encoder takes an RGB batch in 0..255, shape (batch, size, size, 3), and gives a grid of
 features, (batch, rows, columns, channels); its own preprocessing is inside. Photographs are
 opened, turned upright and squeezed to size x size here and nowhere else, so that the features in
 the cache and those of a single photograph agree.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import json
+import math
 import os
+import socket
+import sys
 import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +27,11 @@ from captioning.files import InputError
 
 BUNDLED = "efficientnet_lite2"
 BUNDLED_FILE = Path(__file__).resolve().parent.parent / "data" / "encoders" / f"{BUNDLED}.keras"
+BUNDLED_IMAGE_SIZE = 260  # what it was trained at
+FILE_IMAGE_SIZE = 224  # for a `.keras` file that leaves its input size open
 
-# The bundled network was trained at 260 x 260; others take what keras.applications documents.
-DEFAULT_IMAGE_SIZE = 224
-BUNDLED_IMAGE_SIZE = 260
-
-MAX_PIXELS = 200_000_000
-"""Larger pictures are refused: a small file can unpack to more memory than the machine has."""
-
-# name -> (module of keras.applications, class, image size)
+# name -> (module with its preprocessing, class, image size) in keras.applications. Only networks
+# whose download Keras checks against a published sum: half a file is never taken for a whole.
 APPLICATIONS = {
     "resnet50": ("resnet", "ResNet50", 224),
     "resnet101": ("resnet", "ResNet101", 224),
@@ -37,11 +41,26 @@ APPLICATIONS = {
     "inception_v3": ("inception_v3", "InceptionV3", 299),
     "xception": ("xception", "Xception", 299),
     "densenet121": ("densenet", "DenseNet121", 224),
-    "mobilenet_v2": ("mobilenet_v2", "MobileNetV2", 224),
+    "mobilenet_v3_large": ("mobilenet_v3", "MobileNetV3Large", 224),
     "efficientnet_b0": ("efficientnet", "EfficientNetB0", 224),
     "efficientnet_v2s": ("efficientnet_v2", "EfficientNetV2S", 384),
     "convnext_tiny": ("convnext", "ConvNeXtTiny", 224),
 }
+DOWNLOAD_TIMEOUT_SECONDS = 20.0  # without a byte
+
+# A `.keras` file from a stranger is measured before it is loaded. The largest network of
+# keras.applications has 1.4 GB of weights and 1 MB of configuration.
+ARCHIVE_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+MAX_WEIGHT_BYTES = 2 << 30
+MAX_CONFIG_BYTES = 16 << 20
+MAX_FEATURES = 1 << 24  # of one image
+
+MAX_PIXELS = 150_000_000
+"""Larger pictures are refused: a small file can unpack to more memory than the machine has."""
+
+# A picture is read or refused. What Pillow remarks about odd EXIF data helps nobody, and to
+# silence it for the time of one call is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +90,56 @@ class Encoder:
             "fingerprint": self.fingerprint,
         }
 
+    @functools.cached_property
+    def forward(self):
+        """The model's forward pass as one graph, whatever the batch size."""
+        import tensorflow as tf
+
+        batch = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.float32)
+        return tf.function(lambda images: self.model(images, training=False), [batch])
+
 
 def encoder_names() -> list[str]:
     """The encoders that are known by name, the bundled one first."""
     return [BUNDLED, *APPLICATIONS]
+
+
+def encode_images(encoder: Encoder, images: np.ndarray) -> np.ndarray:
+    """Run the CNN on uint8 or float RGB images in 0..255, (batch, size, size, 3).
+
+    Returns:
+        float32 (batch, rows, columns, channels).
+    """
+    grid = np.array(encoder.forward(images.astype(np.float32)), np.float32)
+    return grid.reshape(len(images), *encoder.grid_shape)
+
+
+def encoder_label(description: dict) -> str:
+    """An encoder in words, from what `Encoder.describe` gave."""
+    size, grid = description["image_size"], " x ".join(map(str, description["grid_shape"]))
+    name, fingerprint = description["name"], description["fingerprint"]
+    return f"{name} at {size} x {size} -> {grid} (weights {fingerprint})"
+
+
+def require_same_encoder(source: object, recorded: dict, wanted: dict) -> None:
+    """Make sure that features or weights go with the encoder at hand.
+
+    A `.keras` file may have moved to another folder since.
+
+    Args:
+        source: what was made with the encoder `recorded`; named in the message.
+        recorded: its `Encoder.describe`.
+        wanted: that of the encoder at hand.
+
+    Raises:
+        InputError: the two differ; names both.
+    """
+    one, other = ({**both, "name": Path(both["name"]).name} for both in (recorded, wanted))
+    if one != other:
+        raise InputError(
+            f"{source}: made with {encoder_label(recorded)},\n"
+            f"not with {encoder_label(wanted)}; use that encoder, or another folder"
+        )
 
 
 def load_encoder(
@@ -95,70 +160,147 @@ def load_encoder(
         InputError: an unknown name, an unusable file, or no network for the download.
     """
     name = str(name)
-    if name in APPLICATIONS:
-        model, default_size = _load_application(name, weights)
-    elif weights:
+    if weights and name not in APPLICATIONS:
         raise InputError(f"{weights}: weights go with {', '.join(APPLICATIONS)}, not with {name}")
+    if name in APPLICATIONS:
+        size = image_size or APPLICATIONS[name][2]
+        model = _load_application(name, size, weights)
     elif name == BUNDLED:
-        model, default_size = _load_file(BUNDLED_FILE), BUNDLED_IMAGE_SIZE
+        size = image_size or BUNDLED_IMAGE_SIZE
+        model = _load_file(BUNDLED_FILE)
     elif Path(name).suffix == ".keras":
-        model, default_size = _load_file(Path(name)), DEFAULT_IMAGE_SIZE
+        model = _load_file(Path(name))
+        size = image_size or model.input_shape[1] or FILE_IMAGE_SIZE
     else:
         raise InputError(
             f"{name}: not an encoder; give a .keras file or one of {', '.join(encoder_names())}"
         )
-    size = image_size or model.input_shape[1] or default_size
-    grid_shape = model.compute_output_shape((1, size, size, 3))[1:]
-    if len(grid_shape) == 1:
-        grid_shape = (1, 1, *grid_shape)
-    return Encoder(name, size, tuple(grid_shape), _fingerprint(model), model)
+    return Encoder(name, size, _grid_shape(name, model, size), _fingerprint(model), model)
 
 
-def _load_application(name: str, weights: str | os.PathLike | None):
+def _load_application(name: str, size: int, weights: str | os.PathLike | None):
     import keras
 
-    module_name, class_name, size = APPLICATIONS[name]
-    module = getattr(keras.applications, module_name)
+    module_name, class_name, _ = APPLICATIONS[name]
     if weights and not Path(weights).is_file():
         raise InputError(f"{weights}: no such weights file for {name}")
     try:
-        network = getattr(module, class_name)(
-            include_top=False,
-            weights=str(weights) if weights else "imagenet",
-            input_shape=(size, size, 3),
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        with _downloading():
+            network = getattr(keras.applications, class_name)(
+                include_top=False,
+                weights=str(weights) if weights else "imagenet",
+                input_shape=(size, size, 3),
+            )
+    except Exception as error:  # Keras raises a bare Exception when it cannot reach the server
         if weights:
             raise InputError(
-                f"{weights}: not weights of {name} without its top: {reason}"
+                f"{weights}: not weights of {name} without its classifier: {_reason(error)}"
             ) from None
         raise InputError(
-            f"{name}: its ImageNet weights cannot be downloaded ({reason});\n"
+            f"{name}: cannot get its ImageNet weights ({_reason(error)});\n"
             f"give a local weights file, or use {BUNDLED}, which needs no network"
         ) from None
+    preprocess = getattr(keras.applications, module_name).preprocess_input
     image = keras.Input((size, size, 3), name="image")
-    return keras.Model(image, network(module.preprocess_input(image)), name=name), size
+    return keras.Model(image, network(preprocess(image)), name=name)
+
+
+@contextlib.contextmanager
+def _downloading() -> Iterator[None]:
+    """Let Keras download without waiting for ever, and without a word on stdout."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _load_file(path: Path):
-    import keras
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such encoder file")
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        ok = model.input_shape[-1] == 3 and len(model.input_shape) == 4
-        ok = ok and len(model.output_shape) in (2, 4)
+        model = _build(_read_config(path))
+        model.load_weights(path)
+        inputs, outputs = model.input_shape, model.output_shape
+        fits = len(inputs) == 4 and inputs[-1] == 3 and inputs[1] == inputs[2]
+        fits = fits and len(outputs) in (2, 4)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such encoder file") from None
+    except PermissionError:
+        raise InputError(f"{path}: no permission to read it") from None
     except Exception as error:  # Keras raises many kinds, for many kinds of damage
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: not a Keras model that can be loaded safely: {reason}") from None
-    if not ok:
         raise InputError(
-            f"{path}: maps {model.input_shape} to {model.output_shape}; an encoder maps "
-            "(batch, height, width, 3) to (batch, rows, columns, channels) or (batch, channels)"
+            f"{path}: not a Keras model that can be loaded safely: {_reason(error)}"
+        ) from None
+    if not fits:
+        raise InputError(
+            f"{path}: maps {inputs} to {outputs}; an encoder maps (batch, size, size, 3) "
+            "to (batch, rows, columns, channels) or (batch, channels)"
         )
     return model
+
+
+def _build(config: dict):
+    """The model with its initial weights, if it is not absurdly large.
+
+    Variables made in a stateless scope have shapes and no values yet, so the size of the network
+    is known before its memory is taken.
+    """
+    import keras
+
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            uncompiled = {**config, "compile_config": None}
+            model = keras.saving.deserialize_keras_object(uncompiled, safe_mode=True)
+            weight_bytes = 4 * sum(math.prod(variable.shape) for variable in model.variables)
+            if weight_bytes > MAX_WEIGHT_BYTES:
+                raise ValueError(f"it declares {weight_bytes / 1e9:,.1f} GB of weights")
+    except Exception:
+        keras.utils.clear_session()  # forget the variables that still wait for values
+        raise
+    with keras.StatelessScope():
+        pass  # at its end, the waiting variables get their values
+    return model
+
+
+def _read_config(path: Path) -> dict:
+    """The model's configuration, once the archive is known to hold a model and no more."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a file; expected a Keras model")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if len(names) != len(set(names)) or set(names) != ARCHIVE_MEMBERS:
+            raise InputError(
+                f"{path}: expected an archive of {', '.join(sorted(ARCHIVE_MEMBERS))}; "
+                f"it holds {_shortened(', '.join(sorted(names)))}"
+            )
+        for member in members:
+            weights = member.filename.endswith(".h5")
+            if member.file_size > (MAX_WEIGHT_BYTES if weights else MAX_CONFIG_BYTES):
+                raise InputError(
+                    f"{path}: its {member.filename} unpacks to {member.file_size / 1e6:,.0f} MB"
+                )
+        return json.loads(archive.read("config.json"))
+
+
+def _grid_shape(name: str, model, size: int) -> tuple[int, int, int]:
+    fixed = model.input_shape[1]
+    if fixed and fixed != size:
+        raise InputError(f"{name}: takes {fixed} x {fixed} pixels, not {size} x {size}")
+    try:
+        shape = model.compute_output_shape((1, size, size, 3))[1:]
+        shape = shape if len(shape) == 3 else (1, 1, *shape)
+        fits = min(shape) > 0 and math.prod(shape) <= MAX_FEATURES
+    except (TypeError, ValueError) as error:  # None among the sizes, or too small to convolve
+        raise InputError(
+            f"{name}: cannot encode {size} x {size} pixels: {_reason(error)}"
+        ) from None
+    if not fits:
+        raise InputError(f"{name}: would turn {size} x {size} pixels into {shape} features")
+    return tuple(shape)
 
 
 def _fingerprint(model) -> str:
@@ -166,6 +308,16 @@ def _fingerprint(model) -> str:
     for variable in model.weights:
         digest.update(np.ascontiguousarray(variable))
     return digest.hexdigest()[:16]
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a library's message, which may be long."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _shortened(lines[0])
+
+
+def _shortened(text: str, length: int = 300) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def load_image(source: str | os.PathLike | Image.Image, size: int) -> np.ndarray:
@@ -181,45 +333,53 @@ def load_image(source: str | os.PathLike | Image.Image, size: int) -> np.ndarray
         InputError: the file is missing, damaged, no picture, or larger than MAX_PIXELS.
     """
     if isinstance(source, Image.Image):
-        return _squeeze(source, size)
+        return _squeeze(ImageOps.exif_transpose(source), size)
     path = Path(source)
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
-        raise InputError(f"{path}: {kind}; expected a picture")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit is checked before decoding
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise InputError(
-                        f"{path}: {image.width} x {image.height} pixels; at most "
-                        f"{MAX_PIXELS:,} are read, scale it down"
-                    )
-                # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time
-                image.draft("RGB", (2 * size, 2 * size))
-                return _squeeze(image, size)
+        if not path.is_file():  # opening a pipe would wait for ever
+            kind = "a folder" if path.is_dir() else "no file" if path.exists() else "no such file"
+            raise InputError(f"{path}: {kind}; expected a picture")
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time
+            image.draft(None, (2 * size, 2 * size))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _squeeze(image, size)
+    except InputError:
+        raise
     except PermissionError:
         raise InputError(f"{path}: no permission to read it") from None
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a picture in a format that Pillow reads") from None
-    except InputError:
-        raise
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: damaged picture ({error})") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{path}: too large ({_reason(error)}); at most {MAX_PIXELS:,} pixels are read, "
+            "scale it down"
+        ) from None
+    except Exception as error:  # Pillow's readers raise many kinds, for many kinds of damage
+        raise InputError(f"{path}: damaged picture ({_reason(error)})") from None
 
 
 def _squeeze(image: Image.Image, size: int) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        # deep grey: stretch what is there to 0..255, as Pillow's own conversion would clip it
-        grey = np.nan_to_num(np.asarray(image, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = float(grey.min()), float(grey.max())
-        grey = (grey - low) * (255 / (high - low) if high > low else 0)
-        image = Image.fromarray(grey.astype(np.uint8))
-    if image.mode in ("PA", "LA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    deep_grey = image.mode.startswith(("I", "F"))  # 16 or 32 bits a pixel
+    if deep_grey:
+        sixteen_bit, image = image.mode.startswith("I;16"), image.convert("F")
+    else:
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    if deep_grey:
+        image = _to_eight_bits(np.asarray(image, np.float64), sixteen_bit)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _to_eight_bits(grey: np.ndarray, sixteen_bit: bool) -> Image.Image:
+    """Scale 0..65535 to 0..255; where white has no agreed value, stretch what is there."""
+    if not np.isfinite(grey).all():
+        raise ValueError("not all of its pixels are numbers")
+    low, high = (0, 65535) if sixteen_bit else (grey.min(), grey.max())
+    scaled = (grey - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))

@@ -11,8 +11,11 @@ are safely on disk; a run that was killed goes on from there.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import math
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from captioning.encoders import Encoder, load_image
+from captioning.encoders import Encoder, encode_images, load_image, require_same_encoder
 from captioning.files import InputError, exclusive, read_json, write_error, write_json
 
 VERSION = 1
+BATCH_SIZE = 8  # on processors, more is not faster, and one pass is how long Ctrl-C may wait
 SAVE_SECONDS = 5.0  # at most this much work is lost when the process is killed
 MADE_BY = "image_extraction.ipynb"
 
@@ -34,7 +38,7 @@ class FeatureCache:
 
     Attributes:
         folder: where it lies.
-        encoder: what `Encoder.describe` gave.
+        encoder: what `Encoder.describe` gave; see `require_same_encoder`.
         mirrored: whether the images were flipped left to right.
         images: file names; row r of the arrays belongs to images[r].
         failed: file name -> reason, for the pictures that could not be read (their rows are zero).
@@ -60,26 +64,19 @@ class FeatureCache:
         folder = Path(folder)
         if not (folder / "index.json").exists() and (folder / "progress.json").exists():
             raise InputError(f"{folder}: unfinished; run {MADE_BY} again, it goes on where it was")
-        index = read_json(folder / "index.json", MADE_BY)
-        if not isinstance(index, dict) or index.get("version") != VERSION:
-            raise InputError(
-                f"{folder / 'index.json'}: not a feature index of version {VERSION}; "
-                f"run {MADE_BY} again"
-            )
-        rows, columns, channels = index["encoder"]["grid_shape"]
-        count = len(index["images"])
-        pooled = _open_array(folder / "pooled.npy", (count, channels), np.float32)
-        grid = None
-        if index["has_grid"]:
-            grid = _open_array(folder / "grid.npy", (count, rows, columns, channels), np.float16)
+        index = _read_record(folder / "index.json")
+        arrays = {
+            name: _open_array(folder / f"{name}.npy", shape, dtype, "r")
+            for name, (shape, dtype) in _layout(index).items()
+        }
         return cls(
             folder,
             index["encoder"],
             index["mirrored"],
             index["images"],
             index["failed"],
-            pooled,
-            grid,
+            arrays["pooled"],
+            arrays.get("grid"),
         )
 
     def rows(self, images: Sequence[str]) -> np.ndarray:
@@ -100,9 +97,226 @@ class FeatureCache:
         )
 
 
-def _open_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def cache_folder(prepared: str | os.PathLike, encoder_name: str, mirrored: bool = False) -> Path:
+    """Where the features of an encoder lie in a prepared folder."""
+    name = Path(encoder_name).stem if encoder_name.endswith(".keras") else encoder_name
+    return Path(prepared) / "features" / (name + ("-mirrored" if mirrored else ""))
+
+
+def extract_features(
+    folder: str | os.PathLike,
+    image_folder: str | os.PathLike,
+    images: Sequence[str],
+    encoder: Encoder,
+    *,
+    mirrored: bool = False,
+    keep_grid: bool = True,
+    batch_size: int = BATCH_SIZE,
+) -> FeatureCache:
+    """Encode `images` into the cache `folder`, going on where a stopped run was.
+
+    Pictures are read by a pool of threads while the CNN works on the batch before. A picture that
+    cannot be read is recorded with the reason, and the rest goes on. A finished cache of the same
+    images is returned as it is (remove the folder to give unreadable pictures another try); one of
+    other images is made anew. On Ctrl-C what is done is saved before KeyboardInterrupt goes on its
+    way.
+
+    Args:
+        folder: the cache; see `cache_folder`.
+        image_folder: where the image files lie.
+        images: file names, one a row.
+        encoder: the CNN.
+        mirrored: flip every image left to right.
+        keep_grid: also keep the grid before pooling (rows x columns times larger).
+        batch_size: images per CNN pass.
+
+    Raises:
+        InputError: no image can be read, or the folder is in use by another run, holds features
+            of another encoder, is full or cannot be written.
+    """
+    folder, image_folder, images = Path(folder), Path(image_folder), list(images)
+    if not image_folder.is_dir():
+        raise InputError(f"{image_folder}: no such folder of images")
+    if not images:
+        raise InputError(f"{image_folder}: no images to encode")
+    if len(set(images)) != len(images):
+        raise InputError(f"{folder}: an image is listed twice")
+    plan = {
+        "version": VERSION,
+        "encoder": encoder.describe(),
+        "mirrored": mirrored,
+        "has_grid": keep_grid,
+        "images": images,
+    }
+    with exclusive(folder):
+        for leftover in folder.glob(".*.tmp.json"):  # of a run killed while it wrote
+            leftover.unlink()
+        finished = _recorded(folder / "index.json", plan)
+        if not finished and not keep_grid:  # a cache that also has the grid will do
+            finished = _recorded(folder / "index.json", {**plan, "has_grid": True})
+        if finished:
+            with contextlib.suppress(InputError):  # arrays gone or damaged: make them anew
+                cache = FeatureCache.open(folder)
+                (folder / "progress.json").unlink(missing_ok=True)
+                return cache
+        _fill(folder, image_folder, plan, encoder, batch_size)
+        return FeatureCache.open(folder)
+
+
+def _fill(folder: Path, image_folder: Path, plan: dict, encoder: Encoder, batch_size: int) -> None:
+    """Encode what is still to do, save from time to time, and give the files their names.
+
+    The order on disk is what makes it safe to be killed: rows, then the count of rows that are
+    there, then the final names, and last the index, without which a cache is unfinished.
+    """
+    images, names = plan["images"], list(_layout(plan))
+    arrays, done, failed = _start(folder, plan)
+
+    def save() -> None:
+        try:
+            for array in arrays.values():
+                array.flush()
+        except OSError as error:
+            raise write_error(folder, error) from error
+        write_json(folder / "progress.json", {**plan, "done": done, "failed": failed}, indent=None)
+
+    batches = _batches(image_folder, images[done:], batch_size, encoder, plan["mirrored"])
+    name = Path(encoder.name).stem
+    bar = tqdm(total=len(images), initial=done, unit="image", desc=name, mininterval=0.5)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with bar, contextlib.closing(batches):
+            saved_at = time.monotonic()
+            for grid, unread in batches:
+                for offset, reason in unread.items():
+                    failed[images[done + offset]] = reason
+                rows = slice(done, done + len(grid))
+                for name in names:
+                    _store(arrays[name], rows, grid if name == "grid" else grid.mean((1, 2)))
+                done += len(grid)
+                bar.update(len(grid))
+                if time.monotonic() - saved_at > SAVE_SECONDS:
+                    save()
+                    saved_at = time.monotonic()
+    except KeyboardInterrupt:
+        save()
+        raise
+    if len(failed) == len(images):
+        (folder / "progress.json").unlink(missing_ok=True)
+        raise InputError(
+            f"{image_folder}: none of the {len(images)} images can be read; "
+            f"{images[0]}: {failed[images[0]]}"
+        )
+    save()
+    for name in names:
+        (folder / f"{name}.npy.part").replace(folder / f"{name}.npy")
+    write_json(folder / "index.json", {**plan, "failed": failed}, indent=None)
+    (folder / "progress.json").unlink()
+
+
+def _batches(
+    image_folder: Path, images: list[str], batch_size: int, encoder: Encoder, mirrored: bool
+) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+    """Yield (grid, {row in the batch: why it could not be read}), reading a batch ahead.
+
+    A grid is float32 (batch, rows, columns, channels); rows that could not be read are zero.
+    """
+    size = encoder.image_size
+
+    def read(name: str) -> np.ndarray | str:
+        path = image_folder / name
+        try:
+            pixels = load_image(path, size)
+            return pixels[:, ::-1] if mirrored else pixels
+        except InputError as error:
+            return str(error).removeprefix(f"{path}: ")
+
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+
+    def submit(start: int) -> list[concurrent.futures.Future]:
+        return [pool.submit(read, name) for name in images[start : start + batch_size]]
+
+    try:
+        ahead = submit(0)
+        for start in range(0, len(images), batch_size):
+            current, ahead = ahead, submit(start + batch_size)
+            results = [future.result() for future in current]
+            unread = {row: text for row, text in enumerate(results) if isinstance(text, str)}
+            pixels = np.zeros((len(results), size, size, 3), np.uint8)
+            for row, result in enumerate(results):
+                if row not in unread:
+                    pixels[row] = result
+            grid = encode_images(encoder, pixels)
+            grid[list(unread)] = 0
+            yield grid, unread
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _store(array: np.ndarray, rows: slice, features: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        array[rows] = features
+    if not np.isfinite(array[rows]).all():
+        raise InputError(f"the encoder gives features that are no numbers or beyond {array.dtype}")
+
+
+def _layout(plan: dict) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Name -> (shape, dtype) of the arrays in a cache."""
+    count, grid_shape = len(plan["images"]), plan["encoder"]["grid_shape"]
+    layout = {"pooled": ((count, grid_shape[-1]), np.float32)}
+    if plan["has_grid"]:
+        layout["grid"] = ((count, *grid_shape), np.float16)
+    return layout
+
+
+def _start(folder: Path, plan: dict) -> tuple[dict[str, np.memmap], int, dict[str, str]]:
+    """The arrays to fill, how many rows are in them, and the failures so far."""
+    progress = _recorded(folder / "progress.json", plan)
+    if progress:
+        with contextlib.suppress(InputError):  # arrays gone or damaged: make them anew
+            return _reopen_arrays(folder, plan), progress["done"], progress["failed"]
+    # what vouches for the arrays goes before the arrays
+    arrays = (*folder.glob("*.npy"), *folder.glob("*.npy.part"))
+    for path in (folder / "progress.json", folder / "index.json", *arrays):
+        path.unlink(missing_ok=True)
+    return _new_arrays(folder, plan), 0, {}
+
+
+def _reopen_arrays(folder: Path, plan: dict) -> dict[str, np.memmap]:
+    arrays = {}
+    for name, (shape, dtype) in _layout(plan).items():
+        part, finished = folder / f"{name}.npy.part", folder / f"{name}.npy"
+        if finished.exists():
+            finished.replace(part)  # killed between the final names and the index
+        arrays[name] = _open_array(part, shape, dtype, "r+")
+    return arrays
+
+
+def _new_arrays(folder: Path, plan: dict) -> dict[str, np.memmap]:
+    arrays, layout = {}, _layout(plan)
+    for name, (shape, dtype) in layout.items():
+        path = folder / f"{name}.npy.part"
+        try:
+            arrays[name] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+            # reserve the space now: a full disk is an error here, not a crash in mid-run
+            with path.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            for part in folder.glob("*.npy.part"):
+                part.unlink()
+            needed = sum(
+                math.prod(shape) * np.dtype(kind).itemsize for shape, kind in layout.values()
+            )
+            free = shutil.disk_usage(folder).free
+            raise InputError(
+                f"{write_error(path, error)}\n"
+                f"{needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
+            ) from None
+    return arrays
+
+
+def _open_array(path: Path, shape: tuple[int, ...], dtype: type, mode: str) -> np.memmap:
+    try:
+        array = np.lib.format.open_memmap(path, mode)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run {MADE_BY} again") from None
     except (OSError, ValueError) as error:
@@ -115,191 +329,34 @@ def _open_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return array
 
 
-def cache_folder(prepared: str | os.PathLike, encoder_name: str, mirrored: bool = False) -> Path:
-    """Where the features of an encoder lie in a prepared folder."""
-    name = Path(encoder_name).stem if encoder_name.endswith(".keras") else encoder_name
-    return Path(prepared) / "features" / (name + ("-mirrored" if mirrored else ""))
-
-
-def encode_images(encoder: Encoder, images: np.ndarray) -> np.ndarray:
-    """Run the CNN: uint8 or float RGB (batch, size, size, 3) -> float32 grid.
-
-    Returns:
-        float32 (batch, rows, columns, channels).
-    """
-    grid = np.asarray(_compiled(encoder.model)(images.astype(np.float32)))
-    return grid.reshape(len(images), *encoder.grid_shape)
-
-
-def _compiled(model):
-    """The model's forward pass as one graph, made once per model."""
-    if not hasattr(model, "_forward_graph"):
-        import tensorflow as tf
-
-        shape = (None, *model.input_shape[1:])
-        model._forward_graph = tf.function(
-            lambda batch: model(batch, training=False),
-            input_signature=[tf.TensorSpec(shape, tf.float32)],
-        )
-    return model._forward_graph
-
-
-def extract_features(
-    folder: str | os.PathLike,
-    image_folder: str | os.PathLike,
-    images: Sequence[str],
-    encoder: Encoder,
-    *,
-    mirrored: bool = False,
-    keep_grid: bool = True,
-    batch_size: int = 16,
-) -> FeatureCache:
-    """Encode `images` into the cache `folder`, going on where a killed run stopped.
-
-    Pictures are read by a pool of threads while the CNN works on the batch before. A picture that
-    cannot be read is recorded with the reason, and the rest goes on. A finished cache of the same
-    images and encoder is returned as it is.
-
-    Args:
-        folder: the cache; see `cache_folder`.
-        image_folder: where the image files lie.
-        images: file names, one a row.
-        encoder: the CNN.
-        mirrored: flip every image left to right.
-        keep_grid: also keep the grid before pooling (rows x columns times larger).
-        batch_size: images per CNN pass.
+def _read_record(path: Path) -> dict:
+    """Read `index.json` or `progress.json`.
 
     Raises:
-        InputError: the folder cannot be written, is full, or is in use by another run.
+        InputError: it is missing, damaged or of another version.
     """
-    folder, image_folder, images = Path(folder), Path(image_folder), list(images)
-    if not images:
-        raise InputError(f"{image_folder}: no images to encode")
-    if len(set(images)) != len(images):
-        raise InputError(f"{folder}: an image is listed twice")
-    plan = {
-        "version": VERSION,
-        "encoder": encoder.describe(),
-        "mirrored": mirrored,
-        "has_grid": keep_grid,
-        "batch_size": batch_size,
-        "images": images,
-    }
-    with exclusive(folder):
-        if (folder / "index.json").exists():
-            index = read_json(folder / "index.json", MADE_BY)
-            if isinstance(index, dict) and {**index, "failed": None} == {**plan, "failed": None}:
-                return FeatureCache.open(folder)
-            for name in ("index.json", "progress.json"):
-                (folder / name).unlink(missing_ok=True)
-        _fill(folder, image_folder, plan, encoder)
-    return FeatureCache.open(folder)
+    record = read_json(path, MADE_BY)
+    kinds = {"encoder": dict, "mirrored": bool, "has_grid": bool, "images": list, "failed": dict}
+    if (
+        not isinstance(record, dict)
+        or record.get("version") != VERSION
+        or not all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+        or not {"name", "image_size", "grid_shape", "fingerprint"} <= set(record["encoder"])
+    ):
+        raise InputError(f"{path}: no feature index of version {VERSION}; run {MADE_BY} again")
+    return record
 
 
-def _fill(folder: Path, image_folder: Path, plan: dict, encoder: Encoder) -> None:
-    images, batch_size = plan["images"], plan["batch_size"]
-    progress = _read_progress(folder, plan)
-    done, failed = progress["done"], progress["failed"]
-    arrays = _working_arrays(folder, plan, resume=done > 0)
+def _recorded(path: Path, plan: dict) -> dict | None:
+    """What `path` records, if it is of this plan; None if it is not, or cannot be used.
 
-    def save() -> None:
-        try:
-            for array in arrays.values():
-                array.flush()
-        except OSError as error:
-            raise write_error(folder, error) from error
-        write_json(folder / "progress.json", {**plan, "done": done, "failed": failed}, indent=None)
-
-    saved_at = time.monotonic()
-    size, mirrored = encoder.image_size, plan["mirrored"]
-    with tqdm(total=len(images), initial=done, unit="image", desc=encoder.name) as bar:
-        for pixels, unread in _batches(image_folder, images[done:], batch_size, size, mirrored):
-            grid = encode_images(encoder, pixels)
-            for offset, reason in unread.items():
-                failed[images[done + offset]] = reason
-                grid[offset] = 0
-            rows = slice(done, done + len(grid))
-            arrays["pooled"][rows] = grid.mean((1, 2))
-            if plan["has_grid"]:
-                arrays["grid"][rows] = grid
-            done += len(grid)
-            bar.update(len(grid))
-            if time.monotonic() - saved_at > SAVE_SECONDS:
-                save()
-                saved_at = time.monotonic()
-    save()
-    for name in arrays:
-        (folder / f"{name}.npy.part").replace(folder / f"{name}.npy")
-    write_json(folder / "index.json", {**plan, "failed": failed}, indent=None)
-    (folder / "progress.json").unlink()
-
-
-def _read_progress(folder: Path, plan: dict) -> dict:
-    """What an earlier run of the same plan has safely stored; nothing if there was none."""
-    path = folder / "progress.json"
-    if path.exists():
-        progress = read_json(path, MADE_BY)
-        if isinstance(progress, dict) and all(progress.get(key) == plan[key] for key in plan):
-            return progress
-    return {"done": 0, "failed": {}}
-
-
-def _working_arrays(folder: Path, plan: dict, resume: bool) -> dict[str, np.memmap]:
-    count, grid_shape = len(plan["images"]), plan["encoder"]["grid_shape"]
-    layout = {"pooled": ((count, grid_shape[-1]), np.float32)}
-    if plan["has_grid"]:
-        layout["grid"] = ((count, *grid_shape), np.float16)
-    arrays = {}
-    for name, (shape, dtype) in layout.items():
-        path = folder / f"{name}.npy.part"
-        finished = folder / f"{name}.npy"
-        try:
-            if resume and not path.exists():
-                finished.replace(path)  # killed between the last rename and the index
-            mode = "r+" if resume else "w+"
-            if resume:
-                arrays[name] = np.lib.format.open_memmap(path, mode)
-            else:
-                arrays[name] = np.lib.format.open_memmap(path, mode, dtype, shape)
-                # reserve the space now: a full disk is an error here, not a crash in mid-run
-                with path.open("rb+") as file:
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            raise InputError(
-                f"{write_error(path, error)}\n{size / 1e6:,.0f} MB are needed"
-            ) from None
-    return arrays
-
-
-def _batches(
-    image_folder: Path, images: list[str], batch_size: int, size: int, mirrored: bool
-) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
-    """Yield (uint8 (batch, size, size, 3), {row in the batch: why it could not be read})."""
-
-    def read(name: str) -> np.ndarray | str:
-        try:
-            pixels = load_image(image_folder / name, size)
-            return pixels[:, ::-1] if mirrored else pixels
-        except InputError as error:
-            return str(error)
-
-    starts = range(0, len(images), batch_size)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-
-        def submit(start: int) -> list[concurrent.futures.Future]:
-            return [pool.submit(read, name) for name in images[start : start + batch_size]]
-
-        ahead = submit(0)
-        for start in starts:
-            current, ahead = ahead, submit(start + batch_size)
-            results = [future.result() for future in current]
-            pixels = np.zeros((len(results), size, size, 3), np.uint8)
-            unread = {}
-            for row, result in enumerate(results):
-                if isinstance(result, str):
-                    unread[row] = result
-                else:
-                    pixels[row] = result
-            yield pixels, unread
+    Raises:
+        InputError: it is of another encoder.
+    """
+    try:
+        record = _read_record(path)
+    except InputError:
+        return None
+    require_same_encoder(path.parent, record["encoder"], plan["encoder"])
+    same = all(record[key] == plan[key] for key in ("images", "mirrored", "has_grid"))
+    return record if same else None

