@@ -28,7 +28,7 @@ THINGS = ("dog", "ball", "house", "car")
 PLACES = ("on grass", "by the sea", "in deep white snow", "at night")
 
 
-# Keras copies TensorFlow's variables in a way that NumPy 2 remarks on; there is nothing to mend here.
+# Keras copies TensorFlow's variables in a way that NumPy 2 remarks on; it cannot be mended here.
 KERAS_COPIES = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 
 
