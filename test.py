@@ -13,10 +13,11 @@ import json
 import sys
 from pathlib import Path
 
-from captioning.cli import import_tensorflow, positive_int, run
+from captioning.cli import import_tensorflow, not_negative_float, run, whole_number
 from captioning.files import InputError
 
 BATCH_SIZE = 16  # photographs encoded at once
+MAX_BEAM_WIDTH = 1000  # wider ones find nothing better and need memory in proportion
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -33,13 +34,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", default="prepared", help="prepared folder, for --split (default: %(default)s)")
     add(
         "--beam-width",
-        type=positive_int,
+        type=whole_number(1, MAX_BEAM_WIDTH),
         default=1,
         help="captions followed at once; 1 is greedy search (default: %(default)s)",
     )
     add(
         "--length-penalty",
-        type=float,
+        type=not_negative_float,
         default=1.0,
         help="beam search ranks by log-probability / words ** this; 0 favours short captions, 1 "
         "compares per word (default: %(default)s)",

@@ -11,12 +11,21 @@ from collections.abc import Callable, Iterator
 from captioning.files import InputError
 
 
-def positive_int(text: str) -> int:
-    """A whole number from 1 up, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1 up")
-    return value
+def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `least` to `most`."""
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if least <= int(text) <= most:
+                return int(text)
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected a whole number from {least} to {most:,}"
+        )
+
+    return parse
+
+
+positive_int = whole_number(1)
 
 
 def positive_float(text: str) -> float:
@@ -24,6 +33,14 @@ def positive_float(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return value
+
+
+def not_negative_float(text: str) -> float:
+    """A finite number from 0 up, for argparse."""
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 up")
     return value
 
 
@@ -36,20 +53,19 @@ def fraction(text: str) -> float:
 
 
 def run(main: Callable[[], int | None], interrupted: str = "stopped") -> None:
-    """Call `main` and exit with its status; 2 for an input error, 130 for Ctrl-C.
+    """Call `main` and exit with its status; 2 for what the user can mend, 130 for Ctrl-C.
 
     Args:
         main: the script; returns the exit status, None for 0.
         interrupted: what to tell the user on Ctrl-C: what is saved and how to go on.
     """
+    # a file name that is not UTF-8 is printed with escapes, which JSON reads too
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main() or 0
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except MemoryError:
-        print("error: out of memory; lower --batch-size or close other programs", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
@@ -57,6 +73,18 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> None:
     except BrokenPipeError:  # the reader of stdout has gone, as in `| head`
         sys.stderr.close()
         status = 141
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except Exception as error:
+        if type(error).__name__ not in ("MemoryError", "ResourceExhaustedError"):  # TensorFlow's
+            raise
+        print(
+            "error: out of memory; ask for less (--batch-size, --units, --beam-width) or close "
+            "other programs",
+            file=sys.stderr,
+        )
+        status = 2
     sys.exit(status)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from captioning import baselines, metrics
 from captioning.captioner import LENGTH_PENALTY, Captioner, read_features
+from captioning.encoders import require_same_encoder
 from captioning.features import MADE_BY, FeatureCache
 from captioning.files import InputError
 from captioning.prepared import Prepared
@@ -44,24 +45,6 @@ class Evaluation:
     diversity: dict[str, float]
 
 
-def check_cache(captioner: Captioner, cache: FeatureCache) -> None:
-    """Refuse features of another encoder than the model's.
-
-    Raises:
-        InputError: names both encoders.
-    """
-    if cache.encoder != captioner.checkpoint.encoder:
-        raise InputError(
-            f"{cache.folder}: features of {_named(cache.encoder)}, but the model was trained on "
-            f"{_named(captioner.checkpoint.encoder)}; extract those, or choose another --model"
-        )
-
-
-def _named(encoder: dict) -> str:
-    size, fingerprint = encoder["image_size"], encoder["fingerprint"]
-    return f"{encoder['name']} at {size} x {size} ({fingerprint})"
-
-
 def caption_split(
     captioner: Captioner,
     cache: FeatureCache,
@@ -92,7 +75,7 @@ def evaluate(
     Raises:
         InputError: the split or its features are missing, or of another encoder.
     """
-    check_cache(captioner, cache)
+    require_same_encoder(cache.folder, cache.encoder, captioner.checkpoint.encoder)
     readable = {name for name in cache.images if name not in cache.failed}
     listed = zip(prepared.images(split), prepared.references(split), strict=True)
     known = [(name, captions) for name, captions in listed if name in readable]
