@@ -12,7 +12,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from captioning.cli import fraction, import_tensorflow, positive_float, positive_int, run
+from captioning.cli import (
+    fraction,
+    import_tensorflow,
+    positive_float,
+    positive_int,
+    run,
+    whole_number,
+)
 from captioning.files import InputError
 
 
@@ -50,15 +57,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--learning-rate", type=positive_float, default=1e-3, help="peak; warm-up, then a cosine")
     add("--weight-decay", type=fraction, default=0.0, help="AdamW's weight decay")
     add("--label-smoothing", type=fraction, default=0.1, help="of the target distribution")
-    add("--self-critical-epochs", type=int, default=0, help="epochs after --epochs that raise the"
-        " CIDEr-D of the model's own captions (Rennie et al. 2017)")  # fmt: skip
+    add("--self-critical-epochs", type=whole_number(0), default=0, help="epochs after --epochs that"
+        " raise the CIDEr-D of the model's own captions (Rennie et al. 2017)")  # fmt: skip
     add("--self-critical-rate", type=positive_float, default=5e-5, help="their learning rate")
     add("--no-mirror", action="store_true", help="leave the features of mirrored images unused")
-    add("--seed", type=int, default=0, help="of everything random; the same seed, the same run")
+    add(
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        help="of everything random; the same seed, the same run",
+    )
     add("--bfloat16", action="store_true", help="multiply in bfloat16 (faster on CPUs and GPUs"
         " that have it)")  # fmt: skip
     add("--tensorboard", metavar="DIR", help="also write TensorBoard logs there (default: none)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.attention == "grid" and options.units % options.heads:
+        parser.error(f"--units {options.units} cannot be shared by --heads {options.heads}")
+    return options
 
 
 def main() -> None:
@@ -76,10 +91,11 @@ def main() -> None:
     import numpy
     import tensorflow as tf
 
+    from captioning.batches import feature_shape, open_caches
     from captioning.files import exclusive
     from captioning.model import ModelConfig
     from captioning.pictures import plot_history
-    from captioning.training import Trainer, TrainingConfig, feature_shape, open_caches
+    from captioning.training import Trainer, TrainingConfig
 
     caches = open_caches(options.data, options.encoder, mirrored=not options.no_mirror)
     embeddings = None if options.random_embeddings else prepared.embeddings()

@@ -142,9 +142,10 @@ def tiny_prepared(tmp_path_factory, make_prepared, tiny_captions, tiny_encoder):
 @pytest.fixture(scope="session")
 def make_trainer():
     """A function that makes a Trainer of a tiny model on a prepared folder."""
+    from captioning.batches import feature_shape, open_caches
     from captioning.model import ModelConfig
     from captioning.prepared import Prepared
-    from captioning.training import Trainer, TrainingConfig, feature_shape, open_caches
+    from captioning.training import Trainer, TrainingConfig
 
     def make(folder, output, attention="none", rnn="gru", units=16, dropout=0.2, **settings):
         prepared, caches = Prepared(folder), open_caches(folder)

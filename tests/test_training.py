@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from captioning.batches import Split, open_caches
 from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
 from captioning.files import InputError
 from captioning.model import MergeDecoder, ModelConfig
 from captioning.prepared import Prepared
 from captioning.self_critical import SelfCritic, self_critical_loss
-from captioning.training import Split, caption_loss, open_caches
+from captioning.training import caption_loss
 from captioning.vocabulary import END, PAD, START
 
 # --- the loss ----------------------------------------------------------------------------------
@@ -285,7 +286,6 @@ def test_eight_images_are_learnt_by_heart(make_prepared, make_trainer, tmp_path,
     for width in (1, 3):
         captions = trainer.captioner.caption_features(features, beam_width=width)
         assert [caption.text for caption in captions] == list(EIGHT)
-    assert all(caption.log_probability > -2 for caption in captions)
 
 
 def weights(trainer):
