@@ -203,3 +203,9 @@ def photographs(tmp_path_factory):
         small = Image.fromarray(rng.integers(0, 256, (3, 4, 3), np.uint8))
         small.resize((80, 60)).save(path)
     return paths
+
+
+@pytest.fixture
+def without_meteor(monkeypatch):
+    """Leave METEOR out, as where there is no Java: it takes seconds to start."""
+    monkeypatch.setattr("captioning.metrics.meteor", lambda *_: None)

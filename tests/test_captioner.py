@@ -1,0 +1,237 @@
+"""From photographs or cached features to captions, through the public interface."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from captioning.batches import open_caches
+from captioning.captioner import BATCH_SIZE, Captioner, feature_view, read_features
+from captioning.checkpoint import Checkpoint
+from captioning.decoding import MAX_WORDS, beam_search
+from captioning.encoders import load_encoder
+from captioning.evaluation import evaluate
+from captioning.features import FeatureCache, cache_folder
+from captioning.files import InputError
+from captioning.prepared import Prepared
+from captioning.vocabulary import END, PAD, START, UNKNOWN
+
+
+@pytest.fixture(scope="module")
+def captioner(tiny_checkpoint):
+    return Captioner.load(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def looking(tiny_grid_checkpoint):
+    return Captioner.load(tiny_grid_checkpoint)
+
+
+def random_features(captioner, images, seed=0):
+    shape = (images, *captioner.model.config.feature_shape)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def greedy_words(predict, features):
+    """Greedy search of one image in plain Python, over whole captions: no state, no batch."""
+    words, total = [START], 0.0
+    while len(words) <= MAX_WORDS + 1 and words[-1] != END:
+        padded = words + [PAD] * (MAX_WORDS + 1 - len(words))
+        logits = predict(tf.constant([[padded]]), tf.constant(features[None]))
+        scores = tf.nn.log_softmax(logits[0, 0, len(words) - 1]).numpy()
+        allowed = scores.copy()
+        allowed[[PAD, START, UNKNOWN]] = -np.inf
+        word = int(allowed.argmax()) if len(words) <= MAX_WORDS else END
+        words.append(word)
+        total += scores[word]
+    return words[1:-1], total
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_beam_of_one_is_greedy_search(captioner, looking, attention):
+    one = looking if attention else captioner
+    predict = tf.function(one.model)
+    features = random_features(one, 5)
+    found = one.caption_features(features, beam_width=1)
+    for caption, feature in zip(found, features, strict=True):
+        words, total = greedy_words(predict, feature)
+        assert caption.text == one.vocabulary.decode(words)
+        assert caption.log_probability == pytest.approx(total, abs=1e-3)
+
+
+def test_a_beam_gives_the_best_of_its_search(captioner):
+    features = random_features(captioner, 4)
+    found = captioner.caption_features(features, beam_width=3, length_penalty=0.5)
+    ids, scores = beam_search(captioner.model, tf.constant(features), 3, 0.5)
+    for row, (caption, total) in enumerate(zip(found, scores[:, 0].numpy(), strict=True)):
+        assert caption.text == captioner.vocabulary.decode(ids[row, 0].numpy().tolist())
+        assert caption.log_probability == pytest.approx(total, abs=1e-4)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_batch_of_images_equals_its_singles(looking, width):
+    features = random_features(looking, 4)
+    together = looking.caption_features(features, width)
+    for caption, feature in zip(together, features, strict=True):
+        (alone,) = looking.caption_features(feature[None], width)
+        assert alone.text == caption.text
+        assert alone.log_probability == pytest.approx(caption.log_probability, abs=1e-4)
+
+
+def test_more_images_than_a_batch_and_none_at_all(captioner):
+    features = np.repeat(random_features(captioner, 2), [BATCH_SIZE, 3], axis=0)
+    captions = captioner.caption_features(features)
+    assert len(captions) == BATCH_SIZE + 3
+    assert len({caption.text for caption in captions[:BATCH_SIZE]}) == 1
+    assert captioner.caption_features(features[:0]) == []
+
+
+def test_features_may_be_of_another_float_type(captioner):
+    features = random_features(captioner, 3).astype(np.float16)
+    expected = captioner.caption_features(features.astype(np.float32))
+    assert captioner.caption_features(features) == expected
+
+
+def test_photographs_are_captioned_from_the_features_of_their_encoder(
+    captioner, looking, photographs, tiny_encoder
+):
+    cnn = load_encoder(tiny_encoder).model
+    for one, axes in ((captioner, (1, 2)), (looking, None)):
+        captions = one.caption(photographs, beam_width=2)
+        pixels = [
+            np.asarray(Image.open(path).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC))
+            for path in photographs
+        ]
+        grid = np.asarray(cnn(np.stack(pixels).astype(np.float32)))
+        features = grid.mean(axes) if axes else grid.reshape(3, 4, 8)
+        if axes:
+            # A JPEG may be decoded at a smaller scale, so only the others are exactly the same.
+            expected = one.caption_features(features[[0, 2]], 2)
+            assert [captions[0].text, captions[2].text] == [caption.text for caption in expected]
+        assert [one.caption([path], 2)[0].text for path in photographs] == [
+            caption.text for caption in captions
+        ]
+
+
+def test_another_encoder_is_refused_by_both_names(tiny_checkpoint, tmp_path, tiny_encoder):
+    import keras
+
+    other = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(8, 16, strides=16)])
+    other.save(tmp_path / "other.keras")
+    captioner = Captioner.load(tiny_checkpoint, tmp_path / "other.keras")
+    with pytest.raises(InputError) as error:
+        _ = captioner.encoder
+    assert str(tiny_encoder) in str(error.value)
+    assert "other.keras" in str(error.value)
+    moved = tmp_path / "moved.keras"
+    shutil.copy(tiny_encoder, moved)
+    assert Captioner.load(tiny_checkpoint, moved).encoder.name == str(moved)
+
+
+def test_attention_has_a_map_for_every_word(looking):
+    features = random_features(looking, 2)
+    captions = ["a red dog", "a dog", ""]
+    maps = looking.attention(features[[0, 1, 1]], captions)
+    assert [one.shape for one in maps] == [(3, 2, 2), (2, 2, 2), (0, 2, 2)]
+    for one in maps[:2]:
+        np.testing.assert_allclose(one.sum((1, 2)), 1, atol=1e-5)
+    # The map of a word is where the model looked when it chose that word: before it was read.
+    model, image = looking.model, looking.model.encode_image(tf.constant(features[:1]))
+    state, weights = model.initial_state(1), []
+    for word in [START, *looking.vocabulary.encode(["a", "red"])[1:-1]]:
+        _, state, attention = model.step(tf.constant([[word]]), state, image, return_attention=True)
+        weights.append(np.mean(attention, axis=(0, 1, 2)).reshape(2, 2))
+    np.testing.assert_allclose(maps[0], weights, atol=1e-5)
+
+
+def test_a_model_without_attention_says_so(captioner):
+    assert not captioner.has_attention
+    with pytest.raises(InputError, match="no attention"):
+        captioner.attention(random_features(captioner, 1), ["a dog"])
+
+
+def test_the_view_of_a_grid_is_what_the_cache_stores(tiny_prepared):
+    (cache,) = open_caches(tiny_prepared)
+    rows = np.array([3, 0])
+    grid = np.asarray(cache.grid[rows], np.float32)
+    np.testing.assert_array_equal(read_features(cache, rows, (4, 8)), feature_view(grid, (4, 8)))
+    np.testing.assert_allclose(
+        read_features(cache, rows, (8,)), feature_view(grid, (8,)), atol=1e-6
+    )
+
+
+def test_a_cache_without_a_grid_has_nothing_to_attend_to(make_prepared, tiny_captions, tmp_path):
+    make_prepared(tmp_path, tiny_captions, keep_grid=False)
+    (cache,) = open_caches(tmp_path)
+    with pytest.raises(InputError, match="keep_grid = True"):
+        read_features(cache, np.array([0]), (4, 8))
+
+
+# --- a whole split -----------------------------------------------------------------------------
+
+pytestmark = pytest.mark.usefixtures("without_meteor")
+
+
+def test_a_split_is_scored_beside_its_baselines(captioner, tiny_prepared):
+    prepared, (cache,) = Prepared(tiny_prepared), open_caches(tiny_prepared)
+    result = evaluate(captioner, prepared, "dev", cache)
+    assert result.images == prepared.images("dev")
+    rows = cache.rows(result.images)
+    expected = captioner.caption_features(read_features(cache, rows, (8,)))
+    assert result.captions == [caption.text for caption in expected]
+    assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D"} <= set(result.scores)
+    assert len(result.cider_d) == 4
+    assert result.cider_d.mean() == pytest.approx(result.scores["CIDEr-D"])
+    for name in ("one caption for all", "nearest training image", "one person against the others"):
+        assert {"BLEU-4", "CIDEr-D"} <= set(result.rows[name])
+
+
+def test_pictures_that_could_not_be_read_are_left_out(captioner, tiny_prepared, tmp_path):
+    folder = shutil.copytree(tiny_prepared, tmp_path / "prepared")
+    index = next(folder.glob("features/*/index.json"))
+    content = json.loads(index.read_text())
+    content["failed"] = {"dev1.jpg": "damaged picture", "train0.jpg": "damaged picture"}
+    index.write_text(json.dumps(content))
+    (cache,) = open_caches(folder)
+    result = evaluate(captioner, Prepared(folder), "dev", cache)
+    assert result.images == ["dev0.jpg", "dev2.jpg", "dev3.jpg"]
+    assert len(result.captions) == len(result.references) == len(result.cider_d) == 3
+    content["failed"] = {f"dev{number}.jpg": "damaged picture" for number in range(4)}
+    index.write_text(json.dumps(content))
+    (cache,) = open_caches(folder)
+    with pytest.raises(InputError, match="no image of the dev split"):
+        evaluate(captioner, Prepared(folder), "dev", cache)
+
+
+def test_features_of_another_encoder_are_refused(captioner, make_prepared, tiny_captions, tmp_path):
+    other = {**captioner.checkpoint.encoder, "name": "another", "fingerprint": "f" * 16}
+    make_prepared(tmp_path, tiny_captions, encoder=other)
+    cache = FeatureCache.open(cache_folder(tmp_path, "another"))
+    with pytest.raises(InputError) as error:
+        evaluate(captioner, Prepared(tmp_path), "dev", cache)
+    assert "another" in str(error.value)
+    assert "tiny.keras" in str(error.value)
+
+
+def test_an_encoder_file_may_have_moved(captioner, tiny_prepared, tmp_path):
+    folder = shutil.copytree(tiny_prepared, tmp_path / "prepared")
+    index = next(folder.glob("features/*/index.json"))
+    content = json.loads(index.read_text())
+    content["encoder"]["name"] = "/elsewhere/tiny.keras"
+    index.write_text(json.dumps(content))
+    (cache,) = open_caches(folder)
+    assert evaluate(captioner, Prepared(folder), "dev", cache).captions
+
+
+def test_a_checkpoint_of_another_width_does_not_take_these_features(captioner):
+    with pytest.raises((InputError, ValueError, TypeError)):
+        captioner.caption_features(np.zeros((1, 9), np.float32))
+
+
+def test_the_vocabulary_travels_with_the_model(tiny_checkpoint, tiny_prepared):
+    loaded = Checkpoint.load(tiny_checkpoint)
+    assert loaded.vocabulary == Prepared(tiny_prepared).vocabulary
+    assert loaded.encoder["grid_shape"] == [2, 2, 8]

@@ -1,0 +1,456 @@
+"""train.py and test.py as their users meet them: arguments in; stdout, stderr and a status out."""
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioning.captioner import Captioner
+from captioning.checkpoint import Checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCH = re.compile(
+    r"epoch +(\d+)/(\d+)  (train loss|reward) +[\d.]+  dev loss [\d.]+  perplexity +[\d.]+  "
+    r"BLEU-4 +[\d.]+  CIDEr-D +[\d.]+[* ]  [\d.]+ min  .*"
+)
+SIZES = ["--batch-size", "12", "--units", "16", "--heads", "2", "--dropout", "0.2"]
+
+
+@pytest.fixture
+def script(monkeypatch, capfd, tmp_path):
+    """A function that runs a script in this process, in an empty folder.
+
+    It returns status, stdout and stderr; TensorFlow is not imported anew.
+    """
+    folder = tmp_path / "working folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return exit_.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def process(tmp_path):
+    """A function that starts a script in a process of its own; what still runs is killed."""
+    started = []
+
+    def start(name, *arguments):
+        # A shell starts what it runs in the background deaf to Ctrl-C, and so its children.
+        code = (
+            "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            f"sys.argv = sys.argv[1:]; runpy.run_path({str(ROOT / name)!r}, run_name='__main__')"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
+        environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+        command = [sys.executable, "-c", code, name, *map(str, arguments)]
+        running = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(running)
+        return running
+
+    yield start
+    for running in started:
+        running.kill()
+        running.communicate()
+
+
+def one_line(err):
+    """The error, which must be all that was said, in one or two lines."""
+    lines = err.strip().splitlines()
+    assert lines[0].startswith("error: ")
+    assert len(lines) <= 2
+    return err
+
+
+# --- usage -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "train.py --epochs 0",
+        "train.py --epochs x",
+        "train.py --epochs 1.5",
+        "train.py --epochs -3",
+        "train.py --batch-size x",
+        "train.py --batch-size 0",
+        "train.py --units 99999999999",
+        "train.py --heads 3 --attention grid",
+        "train.py --dropout 1",
+        "train.py --dropout nan",
+        "train.py --learning-rate 0",
+        "train.py --learning-rate inf",
+        "train.py --label-smoothing -0.1",
+        "train.py --seed -1",
+        "train.py --self-critical-epochs -1",
+        "train.py --rnn transformer",
+        "train.py --attention all",
+        "train.py --unknown",
+        "test.py",
+        "test.py --image",
+        "test.py --image a.jpg --split dev",
+        "test.py --image a.jpg --beam-width 0",
+        "test.py --image a.jpg --beam-width 1000000000",
+        "test.py --image a.jpg --beam-width 3.0",
+        "test.py --image a.jpg --length-penalty nan",
+        "test.py --image a.jpg --length-penalty -1",
+        "test.py --image a.jpg --report page.html",
+        "test.py --image a.jpg --attention",
+        "test.py --image a.jpg b.jpg --attention --save out.png",
+        "test.py --split dev --save out.png",
+    ],
+)
+def test_wrong_usage_is_told(script, arguments):
+    status, out, err = script(*arguments.split())
+    assert status == 2
+    assert out == ""
+    assert err.startswith("usage: ")
+    assert "error: " in err.splitlines()[-1]
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out", "out.txt", "folder/"])
+def test_a_picture_needs_a_suffix_that_says_its_format(script, photographs, name):
+    status, out, err = script("test.py", "--image", photographs[0], "--save", name)
+    assert (status, out) == (2, "")
+    assert ".png" in one_line(err)
+
+
+@pytest.mark.parametrize("name", ["train.py", "test.py"])
+def test_help_tells_every_option(script, name):
+    status, out, err = script(name, "--help")
+    assert (status, err) == (0, "")
+    options = set(re.findall(r"^  (--[a-z0-9-]+)", out, re.MULTILINE))
+    source = (ROOT / name).read_text()
+    assert options == set(re.findall(r'"(--[a-z0-9-]+)"', source))
+
+
+# --- captions ----------------------------------------------------------------------------------
+
+
+def json_lines(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_process_of_its_own_says_its_captions_and_nothing_else(
+    process, tiny_checkpoint, photographs
+):
+    order = [photographs[2], photographs[0]]
+    running = process("test.py", "--image", *order, "--model", tiny_checkpoint, "--json")
+    out, err = running.communicate(timeout=120)
+    assert (running.returncode, err) == (0, "")  # no greetings of TensorFlow either
+    lines = json_lines(out)
+    assert [line["image"] for line in lines] == [str(path) for path in order]
+    expected = Captioner.load(tiny_checkpoint).caption(order)
+    assert [line["caption"] for line in lines] == [caption.text for caption in expected]
+    for line, caption in zip(lines, expected, strict=True):
+        assert line["log_probability"] == pytest.approx(caption.log_probability, abs=1e-4)
+
+
+@pytest.mark.parametrize("beam", [[], ["--beam-width", "3"]])
+def test_captions_as_text(script, tiny_checkpoint, photographs, beam):
+    status, out, err = script("test.py", "--image", *photographs, "--model", tiny_checkpoint, *beam)
+    assert (status, err) == (0, "")
+    expected = Captioner.load(tiny_checkpoint).caption(photographs, 3 if beam else 1)
+    lines = [f"{path}: {one.text}" for path, one in zip(photographs, expected, strict=True)]
+    assert out.splitlines() == lines
+
+
+def test_a_folder_is_captioned_in_order(script, tiny_checkpoint, photographs, tmp_path):
+    folder = tmp_path / "more"
+    folder.mkdir()
+    for number in range(17):  # more than are encoded at once
+        Image.new("RGB", (8, 8), (number * 15, 0, 0)).save(folder / f"{number:02}.PNG")
+    (folder / "notes.txt").write_text("no picture")
+    status, out, err = script(
+        "test.py", "--image", photographs[1], folder, "--model", tiny_checkpoint, "--json"
+    )
+    assert (status, err) == (0, "")
+    named = [Path(line["image"]).name for line in json_lines(out)]
+    assert named == ["b.jpg", *(f"{number:02}.PNG" for number in range(17))]
+
+
+def test_good_images_are_captioned_and_bad_ones_named(
+    script, tiny_checkpoint, photographs, tmp_path
+):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photographs[1].read_bytes()[:300])
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    gone, good = tmp_path / "gone.jpg", photographs[0]
+    status, out, err = script(
+        "test.py", "--image", broken, good, gone, text, good, "--model", tiny_checkpoint, "--json"
+    )
+    assert status == 1
+    assert [line["image"] for line in json_lines(out)] == [str(good), str(good)]
+    lines = err.splitlines()
+    assert len(lines) == 3
+    for line, path in zip(lines, (broken, gone, text), strict=True):
+        assert line.startswith(f"error: {path}: ")
+
+
+@pytest.mark.parametrize("kind", ["gone", "text", "empty folder", "long name", "empty file"])
+def test_a_single_bad_image_is_an_input_error(script, tiny_checkpoint, tmp_path, kind):
+    path = tmp_path / kind
+    if kind == "empty folder":
+        path.mkdir()
+    elif kind == "long name":
+        path = tmp_path / ("a" * 300 + ".jpg")
+    elif kind != "gone":
+        path.write_text("no picture" if kind == "text" else "")
+    status, out, err = script("test.py", "--image", path, "--model", tiny_checkpoint)
+    assert (status, out) == (2, "")
+    assert str(path) in one_line(err)
+
+
+def test_a_name_that_is_not_utf_8_is_printed_with_escapes(
+    script, tiny_checkpoint, photographs, tmp_path
+):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    try:
+        Path(path).write_bytes(photographs[0].read_bytes())
+    except OSError:
+        pytest.skip("the file system wants UTF-8")
+    arguments = ["test.py", "--image", path, "--model", tiny_checkpoint]
+    status, out, err = script(*arguments, "--json")
+    assert (status, err) == (0, "")
+    assert json_lines(out)[0]["image"] == path
+    assert script(*arguments)[0] == 0
+
+
+def test_pictures_are_saved_with_their_captions(script, tiny_checkpoint, photographs, tmp_path):
+    for paths, name in ((photographs[:1], "one.png"), (photographs, "deep/three.jpg")):
+        out = tmp_path / name
+        status, *_ = script("test.py", "--image", *paths, "--model", tiny_checkpoint, "--save", out)
+        assert status == 0
+        with Image.open(out) as picture:
+            assert min(picture.size) > 200
+            assert np.asarray(picture).std() > 10
+
+
+def test_attention_is_drawn(script, tiny_checkpoint, tiny_grid_checkpoint, photographs, tmp_path):
+    out = tmp_path / "attention.png"
+    arguments = ["test.py", "--image", photographs[0], "--save", out, "--attention", "--model"]
+    status, text, err = script(*arguments, tiny_grid_checkpoint)
+    assert (status, err) == (0, "")
+    assert len(text.splitlines()) == 1
+    with Image.open(out) as picture:
+        assert np.asarray(picture).std() > 10
+    out.unlink()
+    status, _, err = script(*arguments, tiny_checkpoint)
+    assert status == 2
+    assert "no attention" in one_line(err)
+    assert not out.exists()
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(script, photographs, tmp_path):
+    for path in (tmp_path / "gone.keras", photographs[0], tmp_path):
+        status, out, err = script("test.py", "--image", photographs[0], "--model", path)
+        assert (status, out) == (2, "")
+        assert str(path) in one_line(err)
+
+
+def test_another_encoder_is_refused(script, tiny_checkpoint, tiny_encoder, photographs, tmp_path):
+    import keras
+
+    other = tmp_path / "other.keras"
+    keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(8, 16, strides=16)]).save(other)
+    status, out, err = script(
+        "test.py", "--image", photographs[0], "--model", tiny_checkpoint, "--encoder", other
+    )
+    assert (status, out) == (2, "")
+    assert str(other) in err
+    assert str(tiny_encoder) in one_line(err)
+
+
+# --- scores ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("without_meteor")
+def test_a_split_is_scored(script, tiny_checkpoint, tiny_prepared, tmp_path):
+    report = tmp_path / "page.html"
+    arguments = ["test.py", "--split", "dev", "--data", tiny_prepared, "--model", tiny_checkpoint]
+    status, out, _ = script(*arguments, "--json", "--report", report)
+    assert status == 0
+    (scores,) = json_lines(out)
+    assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D"} <= set(scores)
+    assert all(0 <= scores[name] <= 1000 for name in ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D"))
+    assert "dev0.jpg" in report.read_text()
+    status, table, _ = script(*arguments)
+    assert status == 0
+    assert f"{scores['CIDEr-D']:.1f}" in table
+    assert "one caption for all" in table
+
+
+def test_what_a_split_needs_is_told(
+    script, tiny_checkpoint, tiny_prepared, make_prepared, tiny_captions, tmp_path
+):
+    arguments = ["test.py", "--model", tiny_checkpoint, "--split"]
+    status, out, err = script(*arguments, "dev", "--data", tmp_path / "nowhere")
+    assert (status, out) == (2, "")
+    assert "caption_extraction.ipynb" in one_line(err)
+    status, out, err = script(*arguments, "validation", "--data", tiny_prepared)
+    assert (status, out) == (2, "")
+    assert "train, dev" in one_line(err)
+    encoder = Checkpoint.load(tiny_checkpoint).encoder
+    other = {**encoder, "fingerprint": "f" * 16}
+    make_prepared(tmp_path / "other", tiny_captions, encoder=other)
+    status, out, err = script(*arguments, "dev", "--data", tmp_path / "other")
+    assert (status, out) == (2, "")
+    assert other["fingerprint"] in err
+    assert encoder["fingerprint"] in one_line(err)
+    make_prepared(tmp_path / "third", tiny_captions, encoder={**encoder, "name": "third"})
+    status, out, err = script(*arguments, "dev", "--data", tmp_path / "third")
+    assert (status, out) == (2, "")
+    assert "image_extraction.ipynb" in one_line(err)
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def train(prepared, output, epochs=4):
+    return ["train.py", "--data", prepared, "--output", output, "--epochs", str(epochs), *SIZES]
+
+
+def test_a_killed_run_goes_on_to_the_same_end(process, script, tiny_prepared, tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    running = process(*train(tiny_prepared, killed))
+    for _ in range(2):
+        assert EPOCH.fullmatch(running.stdout.readline().rstrip("\n"))
+    running.send_signal(signal.SIGKILL)
+    _, err = running.communicate(timeout=60)
+    assert not re.search(r"^(WARNING|[IWE]\d{4})|oneDNN|cuda", err, re.MULTILINE)
+
+    status, out, err = script(*train(tiny_prepared, straight))
+    assert status == 0
+    lines = [EPOCH.fullmatch(line) for line in out.splitlines()]
+    assert [line.group(1, 2) for line in lines] == [(str(n), "4") for n in range(1, 5)]
+    assert "best.keras" in err.splitlines()[-1]
+    epochs = {f"epoch-{number:03}.keras" for number in range(1, 5)}
+    files = {path.name for path in straight.iterdir() if not path.name.startswith(".")}
+    assert files == {*epochs, "best.keras", "curves.png", "history.csv", "resume.npz"}
+    with Image.open(straight / "curves.png") as picture:
+        assert min(picture.size) > 200
+
+    status, out, err = script(*train(tiny_prepared, killed), "--resume")
+    assert status == 0
+    assert "resumed after epoch" in err
+    assert EPOCH.fullmatch(out.splitlines()[-1]).group(1) == "4"
+    one, other = (
+        Checkpoint.load(folder / "epoch-004.keras").model.weights for folder in (straight, killed)
+    )
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    rows = [
+        [line.split(",")[:-1] for line in (folder / "history.csv").read_text().splitlines()]
+        for folder in (straight, killed)
+    ]
+    assert rows[0] == rows[1]
+
+    before = {path.name: path.read_bytes() for path in straight.iterdir()}
+    status, out, err = script(*train(tiny_prepared, straight))
+    assert (status, out) == (2, "")
+    assert "--resume" in err.splitlines()[-1]
+    status, out, err = script(*train(tiny_prepared, straight), "--resume", "--rnn", "lstm")
+    assert (status, out) == (2, "")
+    assert "rnn = gru" in err
+    after = {path.name: path.read_bytes() for path in straight.iterdir()}
+    assert {**after, ".lock": b""} == {**before, ".lock": b""}
+
+
+def test_ctrl_c_stops_at_once_and_tells_how_to_go_on(process, script, tiny_prepared, tmp_path):
+    running = process(*train(tiny_prepared, tmp_path / "run", epochs=500))
+    assert EPOCH.fullmatch(running.stdout.readline().rstrip("\n"))
+
+    status, out, err = script(*train(tiny_prepared, tmp_path / "run"))  # a second run
+    assert (status, out) == (2, "")
+    assert f"process {running.pid}" in one_line(err)
+
+    assert running.poll() is None
+    stopped = time.monotonic()
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert time.monotonic() - stopped < 5  # 2 on a quiet machine
+    assert running.returncode == 130
+    assert "--resume" in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+    epochs = sorted((tmp_path / "run").glob("epoch-*.keras"))
+    assert Checkpoint.load(epochs[-1]).facts["epoch"] == len(epochs)
+    assert not list((tmp_path / "run").glob(".*tmp*"))
+
+
+def test_a_run_that_diverges_is_stopped(script, tiny_prepared, tmp_path):
+    status, out, err = script(*train(tiny_prepared, tmp_path), "--learning-rate", "1e30")
+    assert (status, out) == (2, "")
+    assert "smaller --learning-rate" in err
+    assert not list(tmp_path.glob("*.keras"))
+
+
+def test_attention_self_critical_epochs_and_tensorboard(script, tiny_prepared, tmp_path):
+    status, out, _ = script(
+        *train(tiny_prepared, tmp_path / "run", epochs=1),
+        *("--attention", "grid", "--rnn", "lstm", "--bfloat16", "--self-critical-epochs", "1"),
+        *("--freeze-embeddings", "--tensorboard", tmp_path / "logs"),
+    )
+    assert status == 0
+    kinds = [EPOCH.fullmatch(line).group(3) for line in out.splitlines()]
+    assert kinds == ["train loss", "reward"]
+    loaded = Checkpoint.load(tmp_path / "run" / "best.keras")
+    assert (loaded.model.config.rnn, loaded.model.config.attention) == ("lstm", "grid")
+    assert loaded.model.compute_dtype == "bfloat16"
+    assert list((tmp_path / "logs").glob("events.*"))
+
+
+def test_what_training_needs_is_told(script, make_prepared, tiny_captions, tiny_prepared, tmp_path):
+    status, out, err = script("train.py")
+    assert (status, out) == (2, "")
+    assert "caption_extraction.ipynb" in one_line(err)
+
+    folder = make_prepared(tmp_path / "no dev", {"train": tiny_captions["train"]})
+    status, out, err = script(*train(folder, tmp_path / "run"))
+    assert (status, out) == (2, "")
+    assert "no dev split" in one_line(err)
+
+    folder = make_prepared(tmp_path / "pooled", tiny_captions, keep_grid=False)
+    status, out, err = script(*train(folder, tmp_path / "run"), "--attention", "grid")
+    assert (status, out) == (2, "")
+    assert "keep_grid = True" in one_line(err)
+
+    (folder / "features").rename(folder / "elsewhere")
+    status, out, err = script(*train(folder, tmp_path / "run"))
+    assert (status, out) == (2, "")
+    assert "image_extraction.ipynb" in one_line(err)
+
+    status, out, err = script(*train(tiny_prepared, tmp_path / "run"), "--encoder", "resnet50")
+    assert (status, out) == (2, "")
+    assert "image_extraction.ipynb" in one_line(err)
+
+    (tmp_path / "file").write_text("")
+    status, out, err = script(*train(tiny_prepared, tmp_path / "file" / "run"))
+    assert (status, out) == (2, "")
+    assert "cannot be written" in one_line(err)
+    assert not (tmp_path / "run" / "resume.npz").exists()
