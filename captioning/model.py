@@ -33,7 +33,7 @@ class ModelConfig:
         attention: "none" merges the pooled vector; "grid" also attends to the grid's positions.
         heads: attention heads.
         word_dropout, rnn_dropout, image_dropout, merge_dropout: share of word vectors, RNN
-            outputs, image features and merged activations that are dropped in training.
+            outputs, image channels and merged activations that are dropped in training.
         train_embeddings: whether the word vectors are fine-tuned.
     """
 
@@ -80,7 +80,11 @@ class MergeDecoder(keras.Model):
         )
         self.rnn_dropout = layers.Dropout(config.rnn_dropout, dtype=dtype)
         self.image_norm = layers.LayerNormalization(dtype=dtype)
-        self.image_dropout = layers.Dropout(config.image_dropout, dtype=dtype)
+        # a channel is dropped at every position, or the positions would tell each other
+        whole_channels = (None, 1, None) if config.attention == "grid" else None
+        self.image_dropout = layers.Dropout(
+            config.image_dropout, noise_shape=whole_channels, dtype=dtype
+        )
         self.image_dense = layers.Dense(config.units, dtype=dtype)
         self.word_dense = layers.Dense(config.units, dtype=dtype)
         if config.attention == "grid":
