@@ -25,7 +25,7 @@ help: ## this list
 # ---- the environment -----------------------------------------------------------------------------
 
 $(VENV)/installed: requirements.txt constraints.txt
-	@$(heading) 'The environment: $(VENV) (1 GB of packages on first use)'
+	@$(heading) 'The environment: $(VENV) (minutes on first use: some 800 MB are downloaded)'
 	@$(PYTHON) -m venv $(VENV) || { echo 'error: no environment; on Debian: apt install python3-venv' >&2; exit 1; }
 	$(PIP) install --quiet -r requirements.txt
 	@touch $@
@@ -50,6 +50,42 @@ constraints: ## choose the versions of indirect requirements anew: constraints.t
 	    grep 'sys_platform' constraints.txt; } | LC_ALL=C sort -f; } > $(PINS)/constraints.txt
 	if grep -nE '://| @ ' $(PINS)/constraints.txt; then echo 'error: not a plain pin' >&2; exit 1; fi
 	mv $(PINS)/constraints.txt constraints.txt
+
+# ---- the four steps on the drawn data set --------------------------------------------------------
+
+DEMO_TEST = data/sample/Flickr8k_text/Flickr_8k.testImages.txt
+PRETRAINED = data/pretrained/captioner.keras
+
+demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: about three minutes
+	@rm -rf demo
+	@$(heading) 'Step 1 of 4: captions -> words, ids and word vectors (seconds)'
+	$(RUN) tools/run_notebook.py caption_extraction.ipynb --set dataset=data/sample \
+		--set prepared=demo/prepared --save demo/caption_extraction.ipynb > /dev/null
+	@$(heading) 'Step 2 of 4: images -> features (20 seconds)'
+	$(RUN) tools/run_notebook.py image_extraction.ipynb --set dataset=data/sample \
+		--set prepared=demo/prepared --save demo/image_extraction.ipynb > /dev/null
+	@$(heading) 'Step 3 of 4: training, 300 pictures, 20 epochs (a minute or two)'
+	$(RUN) train.py --data demo/prepared --output demo/weights --epochs 20 --batch-size 50 \
+		--attention grid --units 256 --learning-rate 0.002
+	@$(heading) 'Step 4 of 4: captions of pictures that training has not seen'
+	$(RUN) test.py --split test --data demo/prepared --model demo/weights/best.keras \
+		--report demo/report.html
+	@echo
+	$(RUN) test.py --model demo/weights/best.keras --save demo/captioned.png \
+		--image $$(head -n 5 $(DEMO_TEST) | sed 's|^|data/sample/Flicker8k_Dataset/|')
+	@if [ -f $(PRETRAINED) ]; then \
+		$(heading) 'And a photograph, with the captioner that ships with the project'; \
+		$(RUN) test.py --image images/cat.jpg --save demo/photograph.png; \
+	fi
+	@$(heading) 'Done. Look at'
+	@echo '  demo/captioned.png              the five pictures with their captions'
+	@echo '  demo/report.html                all test pictures, captions and scores, for a browser'
+	@echo '  demo/caption_extraction.ipynb   the notebooks as they ran, with their plots'
+	@echo '  demo/image_extraction.ipynb'
+	@echo '  demo/weights/                   a checkpoint an epoch, best.keras, history.csv, curves.png'
+	@if [ -f demo/photograph.png ]; then \
+		echo '  demo/photograph.png             the photograph with its caption'; \
+	fi
 
 # ---- tests ---------------------------------------------------------------------------------------
 
