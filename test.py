@@ -41,9 +41,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--length-penalty",
         type=not_negative_float,
-        default=1.0,
         help="beam search ranks by log-probability / words ** this; 0 favours short captions, 1 "
-        "compares per word (default: %(default)s)",
+        "compares per word (default: 0.7, the best on the dev split of Flickr8k)",
     )
     add("--json", action="store_true", help="one JSON object a line instead of text")
     add("--save", metavar="OUT.png", help="with --image: draw the pictures with their captions")
@@ -70,8 +69,10 @@ def main() -> int:
         raise InputError(f"{options.save}: expected a name ending in .png, .jpg, .pdf or .svg")
     paths = list_images(options.image) if options.image else []
     import_tensorflow()
-    from captioning.captioner import Captioner
+    from captioning.captioner import LENGTH_PENALTY, Captioner
 
+    if options.length_penalty is None:
+        options.length_penalty = LENGTH_PENALTY
     captioner = Captioner.load(options.model, options.encoder)
     if options.split:
         return score_split(captioner, options)

@@ -46,7 +46,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--rnn", choices=("gru", "lstm"), default="gru", help="kind of the RNN")
     add("--units", type=positive_int, default=512, help="width of the RNN and the merged layer")
     add("--heads", type=positive_int, default=8, help="attention heads; they share the units")
-    add("--dropout", type=fraction, default=0.3, help="share of word vectors, RNN outputs, image"
+    add("--dropout", type=fraction, default=0.5, help="share of word vectors, RNN outputs, image"
         " features and merged activations dropped in training")  # fmt: skip
     add("--freeze-embeddings", action="store_true", help="do not fine-tune the word vectors")
     add("--random-embeddings", action="store_true", help="start from random word vectors instead"
@@ -59,7 +59,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--label-smoothing", type=fraction, default=0.1, help="of the target distribution")
     add("--self-critical-epochs", type=whole_number(0), default=0, help="epochs after --epochs that"
         " raise the CIDEr-D of the model's own captions (Rennie et al. 2017)")  # fmt: skip
-    add("--self-critical-rate", type=positive_float, default=5e-5, help="their learning rate")
+    add("--self-critical-rate", type=positive_float, default=1e-5, help="their learning rate")
     add("--no-mirror", action="store_true", help="leave the features of mirrored images unused")
     add(
         "--seed",

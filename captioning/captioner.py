@@ -17,7 +17,7 @@ from captioning.files import InputError
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "data" / "pretrained" / "captioner.keras"
 BATCH_SIZE = 100  # images decoded at once
-LENGTH_PENALTY = 1.0
+LENGTH_PENALTY = 0.7  # the best on the dev split of Flickr8k, pooled and with attention
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,7 +69,7 @@ class TrainingConfig:
     captions_per_image: int = 5
     max_words: int = 30
     self_critical_epochs: int = 0
-    self_critical_rate: float = 5e-5
+    self_critical_rate: float = 1e-5
     samples: int = 5
     seed: int = 0
 
