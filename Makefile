@@ -66,7 +66,7 @@ demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: abo
 		--set prepared=demo/prepared --save demo/image_extraction.ipynb > /dev/null
 	@$(heading) 'Step 3 of 4: training, 300 pictures, 20 epochs (a minute or two)'
 	$(RUN) train.py --data demo/prepared --output demo/weights --epochs 20 --batch-size 50 \
-		--attention grid --units 256 --learning-rate 0.002
+		--attention grid --units 256 --dropout 0.3 --learning-rate 0.002
 	@$(heading) 'Step 4 of 4: captions of pictures that training has not seen'
 	$(RUN) test.py --split test --data demo/prepared --model demo/weights/best.keras \
 		--report demo/report.html
