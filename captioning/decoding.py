@@ -97,7 +97,7 @@ def beam_search(
         model: what is decoded.
         features: (I, ...) image features.
         beam_width: captions followed at once, W.
-        length_penalty: 0 compares plain log-probabilities, 1 means per word.
+        length_penalty: from 0 up; 0 compares plain log-probabilities, 1 means per word.
         max_words: the longest caption, without its end.
 
     Returns:
@@ -116,9 +116,8 @@ def beam_search(
 
     def could_improve(t, words, state, alive, alive_scores, done, done_scores):
         # log-probabilities only fall, so the best an unfinished caption can reach is its sum so
-        # far over the longest length (or over the next one, if length is not rewarded)
-        longest = tf.cast(steps if length_penalty > 0 else t + 1, tf.float32)
-        reachable = alive_scores[:, 0] / longest**length_penalty
+        # far over the longest length
+        reachable = alive_scores[:, 0] / float(steps) ** length_penalty
         return (t < steps) & tf.reduce_any(reachable > done_scores[:, -1])
 
     def extend(t, words, state, alive, alive_scores, done, done_scores):

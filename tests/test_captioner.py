@@ -56,6 +56,7 @@ def test_a_beam_of_one_is_greedy_search(captioner, looking, attention):
     predict = tf.function(one.model)
     features = random_features(one, 5)
     found = one.caption_features(features, beam_width=1)
+    assert len({caption.text for caption in found}) > 2
     for caption, feature in zip(found, features, strict=True):
         words, total = greedy_words(predict, feature)
         assert caption.text == one.vocabulary.decode(words)

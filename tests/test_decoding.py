@@ -97,7 +97,7 @@ def test_greedy_search_takes_the_best_word_at_every_step(seed):
         assert score == pytest.approx(model.log_probability(script, expected), abs=1e-4)
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0, 2.0, -0.5])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0, 2.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_wide_beam_finds_the_optimum(seed, length_penalty):
     model = Scripted(seed)
@@ -111,6 +111,63 @@ def test_a_wide_beam_finds_the_optimum(seed, length_penalty):
         assert len(set(found)) == EVERY_CAPTION
         ranked = totals / np.array([len(caption) for caption in found]) ** length_penalty
         assert (np.diff(ranked) <= 1e-5).all()
+
+
+class Chain:
+    """One word over and over; what is left open is when it ends."""
+
+    def __init__(self, ending):
+        """Keep the probabilities (scripts, words said so far) that the caption ends."""
+        others = np.full((*ending.shape, SIZE), 1e-12)
+        others[:, :, END] = ending
+        others[:, :, WORDS[0]] = 1 - ending
+        self.table = np.log(others).astype(np.float32)
+        self.steps = 0
+
+    def encode_image(self, features):
+        return (tf.cast(features[:, 0], tf.int32),)
+
+    def initial_state(self, count):
+        return [tf.zeros((count, 1), tf.int32)]
+
+    def step(self, words, state, image):
+        tf.py_function(self.count, [], [])
+        script = tf.repeat(image[0], tf.shape(words)[1])
+        scores = tf.gather_nd(self.table, tf.stack([script, state[0][:, 0]], axis=1))
+        return tf.reshape(scores, (*tf.unstack(tf.shape(words)), SIZE)), [state[0] + 1]
+
+    def count(self):
+        self.steps += 1
+
+    def best_length(self, script, longest, length_penalty):
+        """How many words the best caption has, found by trying every length."""
+        ends, goes_on = self.table[script, :, END], self.table[script, :, WORDS[0]]
+        ranked = [
+            (goes_on[:length].sum() + ends[length]) / (length + 1) ** length_penalty
+            for length in range(longest + 1)
+        ]
+        return int(np.argmax(ranked))
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.5, 1.0, 2.0])
+def test_a_beam_stops_when_nothing_better_can_come_and_no_sooner(length_penalty):
+    scripts, longest = 60, 8
+    rng = np.random.default_rng(0)
+    # Words that are hard to go on with at first and easy later, and the other way round.
+    slope = rng.uniform(-1, 1, (scripts, 1)) * (np.arange(longest + 1) - longest / 2)
+    model = Chain(1 / (1 + np.exp(slope + rng.normal(0, 1, slope.shape))))
+    search = tf.function(
+        lambda features: beam_search(model, features, 2, length_penalty, longest),
+        input_signature=[tf.TensorSpec((None, 1))],
+    )
+    lengths = set()
+    for script in range(scripts):
+        captions, _ = search(tf.constant([[float(script)]]))
+        length = model.best_length(script, longest, length_penalty)
+        assert trimmed(captions[0, 0]) == [WORDS[0]] * length + [END]
+        lengths.add(length)
+    assert len(lengths) > 3
+    assert model.steps < scripts * (longest + 1)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7])
@@ -179,6 +236,10 @@ def test_samples_follow_the_distribution():
     expected[SPECIALS] = 0
     expected /= expected.sum()
     np.testing.assert_allclose(np.bincount(first, minlength=SIZE) / len(first), expected, atol=0.01)
+    # One word tells nothing of the next.
+    pairs = sample(model, tf.zeros((4, 1)), 5000, tf.constant([7, 1]), max_words=2)[0].numpy()
+    both = (pairs[:, :, :2] == WORDS[0]).all(-1).mean()
+    assert both == pytest.approx(expected[WORDS[0]] ** 2, abs=0.01)
     said = np.log(probabilities)[first] + np.where(first == END, 0, np.log(probabilities[END]))
     np.testing.assert_allclose(scores.numpy().ravel(), said, atol=1e-5)
 
