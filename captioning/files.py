@@ -51,6 +51,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 def exclusive(folder: str | os.PathLike) -> Iterator[None]:
     """Hold `folder` for this process alone; the lock ends with the process, however it ends.
 
+    Temporary files that a killed run left there are removed.
+
     Raises:
         InputError: another run holds it; the message names its process id.
     """
@@ -74,6 +76,8 @@ def exclusive(folder: str | os.PathLike) -> Iterator[None]:
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
+        for left_over in path.parent.glob(".*.tmp*"):  # of a run that was killed while writing
+            left_over.unlink(missing_ok=True)
         yield
 
 

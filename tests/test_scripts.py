@@ -356,8 +356,11 @@ def test_a_killed_run_goes_on_to_the_same_end(process, script, tiny_prepared, tm
     with Image.open(straight / "curves.png") as picture:
         assert min(picture.size) > 200
 
+    torn = killed / ".epoch-002.1.tmp.keras"  # as if it had been killed while writing
+    torn.write_bytes(b"half a checkpoint")
     status, out, err = script(*train(tiny_prepared, killed), "--resume")
     assert status == 0
+    assert not torn.exists()
     assert "resumed after epoch" in err
     assert EPOCH.fullmatch(out.splitlines()[-1]).group(1) == "4"
     one, other = (
