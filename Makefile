@@ -74,8 +74,8 @@ demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: abo
 	$(RUN) test.py --model demo/weights/best.keras --save demo/captioned.png \
 		--image $$(head -n 5 $(DEMO_TEST) | sed 's|^|data/sample/Flicker8k_Dataset/|')
 	@if [ -f $(PRETRAINED) ]; then \
-		$(heading) 'And a photograph, with the captioner that ships with the project'; \
-		$(RUN) test.py --image images/cat.jpg --save demo/photograph.png; \
+		$(heading) 'And photographs, with the captioner that ships with the project'; \
+		$(RUN) test.py --image images/*.jpg --beam-width 3 --save demo/photographs.png; \
 	fi
 	@$(heading) 'Done. Look at'
 	@echo '  demo/captioned.png              the five pictures with their captions'
@@ -83,8 +83,8 @@ demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: abo
 	@echo '  demo/caption_extraction.ipynb   the notebooks as they ran, with their plots'
 	@echo '  demo/image_extraction.ipynb'
 	@echo '  demo/weights/                   a checkpoint an epoch, best.keras, history.csv, curves.png'
-	@if [ -f demo/photograph.png ]; then \
-		echo '  demo/photograph.png             the photograph with its caption'; \
+	@if [ -f demo/photographs.png ]; then \
+		echo '  demo/photographs.png            the photographs with their captions, good and bad'; \
 	fi
 
 # ---- tests ---------------------------------------------------------------------------------------
