@@ -1,6 +1,6 @@
 """Caption photographs, or score a split, with a trained model.
 
-    python test.py --image photo.jpg holiday/           # the shipped captioner, greedy
+    python test.py --image photo.jpg holiday/ --model weights/best.keras
     python test.py --image photo.jpg --model weights/best.keras --beam-width 3 --save out.png
     python test.py --split dev --data prepared --model weights/best.keras --beam-width 3
 
@@ -29,7 +29,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--image", nargs="+", metavar="FILE_OR_DIR", help="photographs, or folders of them"
     )
     what.add_argument("--split", help="score this split of --data, e.g. dev")
-    add("--model", metavar="CHECKPOINT", help="a checkpoint of train.py (default: the shipped one)")
+    add(
+        "--model",
+        metavar="CHECKPOINT",
+        help="a checkpoint of train.py (default: data/pretrained/captioner.keras)",
+    )
     add("--encoder", help="where the model's encoder lies, if not where it was at training")
     add("--data", default="prepared", help="prepared folder, for --split (default: %(default)s)")
     add(
@@ -155,7 +159,7 @@ def score_split(captioner, options: argparse.Namespace) -> int:
     result = evaluate(captioner, prepared, options.split, cache, beam_width, penalty)
     facts = {
         "split": f"{options.split}, {len(result.images)} images ({prepared.split_origin})",
-        "model": options.model or "the shipped captioner",
+        "model": options.model or "data/pretrained/captioner.keras",
         "encoder": f"{encoder['name']}, {encoder['image_size']} x {encoder['image_size']}",
         "decoding": "greedy"
         if beam_width == 1

@@ -53,11 +53,16 @@ class Captioner:
     def load(
         cls, path: str | os.PathLike | None = None, encoder: str | os.PathLike | None = None
     ) -> "Captioner":
-        """Load a checkpoint; the one that ships with the project if `path` is None.
+        """Load a checkpoint; `data/pretrained/captioner.keras` if `path` is None.
 
         Raises:
             InputError: the checkpoint cannot be used.
         """
+        if path is None and not PRETRAINED.exists():
+            raise InputError(
+                "no trained captioner is installed (data/pretrained/captioner.keras); "
+                "give a checkpoint of train.py with --model"
+            )
         return cls(Checkpoint.load(path or PRETRAINED), encoder)
 
     @cached_property

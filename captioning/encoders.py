@@ -55,6 +55,7 @@ MAX_WEIGHT_BYTES = 2 << 30
 MAX_CONFIG_BYTES = 16 << 20
 MAX_FEATURES = 1 << 24  # of one image
 
+SQUEEZE_SIZE = 224  # pixels; Flickr8k is often passed around in this size
 MAX_PIXELS = 150_000_000
 """Larger pictures are refused: a small file can unpack to more memory than the machine has."""
 
@@ -323,6 +324,10 @@ def _shortened(text: str, length: int = 300) -> str:
 def load_image(source: str | os.PathLike | Image.Image, size: int) -> np.ndarray:
     """Open a photograph, turn it upright and squeeze it to size x size.
 
+    Where `size` is larger than SQUEEZE_SIZE, the photograph is squeezed to that first and then
+    enlarged: copies of a data set come in many resolutions, and a model trained on one of them
+    must see the same in another, and in a photograph straight from the camera.
+
     Any format that Pillow reads: the first frame of an animation, 16-bit, grey, palette and CMYK
     pictures included; transparency is laid over white.
 
@@ -343,7 +348,7 @@ def load_image(source: str | os.PathLike | Image.Image, size: int) -> np.ndarray
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time
-            image.draft(None, (2 * size, 2 * size))
+            image.draft(None, 2 * (2 * min(size, SQUEEZE_SIZE),))
             ImageOps.exif_transpose(image, in_place=True)
             return _squeeze(image, size)
     except InputError:
@@ -367,8 +372,9 @@ def _squeeze(image: Image.Image, size: int) -> np.ndarray:
         sixteen_bit, image = image.mode.startswith("I;16"), image.convert("F")
     else:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    for side in sorted({min(size, SQUEEZE_SIZE), size}):
+        if image.size != (side, side):
+            image = image.resize((side, side), Image.Resampling.BICUBIC)
     if deep_grey:
         image = _to_eight_bits(np.asarray(image, np.float64), sixteen_bit)
     if image.mode == "RGBA":

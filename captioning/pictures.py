@@ -9,7 +9,8 @@ from PIL import Image
 
 from captioning.files import replacing
 
-COLUMNS = 5  # of attention maps, and of pictures in a sheet
+COLUMNS = 5  # of attention maps, and of pictures in a large sheet
+FEW = 9  # pictures; so many are laid out three in a row
 CAPTION_SIZE = 13  # points
 
 
@@ -36,10 +37,10 @@ def save_captioned(
     path: str | os.PathLike, pictures: Sequence[np.ndarray], captions: Sequence[str]
 ) -> None:
     """Draw pictures, (height, width, 3) uint8 each, with their captions under them."""
-    columns = min(COLUMNS, len(pictures))
+    columns = min(3 if len(pictures) <= FEW else COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
     width = 5.0 if columns == 1 else 3.2  # inches
-    figure = Figure(figsize=(width * columns, width * 1.18 * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns, width * 1.22 * rows), layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes in grid:
         axes.axis("off")
