@@ -118,8 +118,8 @@ def extract_features(
     Pictures are read by a pool of threads while the CNN works on the batch before. A picture that
     cannot be read is recorded with the reason, and the rest goes on. A finished cache of the same
     images is returned as it is (remove the folder to give unreadable pictures another try); one of
-    other images is made anew. On Ctrl-C what is done is saved before KeyboardInterrupt goes on its
-    way.
+    more or fewer images is made anew, one of quite other images is refused. On Ctrl-C what is done
+    is saved before KeyboardInterrupt goes on its way.
 
     Args:
         folder: the cache; see `cache_folder`.
@@ -351,12 +351,18 @@ def _recorded(path: Path, plan: dict) -> dict | None:
     """What `path` records, if it is of this plan; None if it is not, or cannot be used.
 
     Raises:
-        InputError: it is of another encoder.
+        InputError: it is of another encoder, or of another data set, whose features are not to be
+            lost for a wrong folder name.
     """
     try:
         record = _read_record(path)
     except InputError:
         return None
     require_same_encoder(path.parent, record["encoder"], plan["encoder"])
+    if set(record["images"]).isdisjoint(plan["images"]):
+        raise InputError(
+            f"{path.parent}: holds features of another data set ({len(record['images']):,} images, "
+            f"{record['images'][0]} among them);\nchoose another folder, or remove this one"
+        )
     same = all(record[key] == plan[key] for key in ("images", "mirrored", "has_grid"))
     return record if same else None

@@ -331,6 +331,17 @@ def test_broken_off_while_another_list_was_encoded(tmp_path, pictures, names):
     assert contents(folder) == contents(undisturbed.folder)
 
 
+def test_features_of_another_data_set_are_kept(tmp_path, pictures, names):
+    folder = tmp_path / "cache"
+    extract_features(folder, pictures, names[:6], PatchMeans(), batch_size=8)
+    before = contents(folder)
+    with pytest.raises(InputError, match="another data set"):
+        extract_features(folder, pictures, names[6:12], PatchMeans(), batch_size=8)
+    assert contents(folder) == before
+    grown = extract_features(folder, pictures, names[:12], PatchMeans(), batch_size=8)
+    assert grown.images == names[:12]
+
+
 RUN = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
