@@ -16,6 +16,7 @@ from pathlib import Path
 from captioning.cli import import_tensorflow, not_negative_float, run, whole_number
 from captioning.files import InputError
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 BATCH_SIZE = 16  # photographs encoded at once
 MAX_BEAM_WIDTH = 1000  # wider ones find nothing better and need memory in proportion
 
@@ -69,15 +70,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Do what the command line says; the exit status."""
     options = parse_arguments()
-    if options.save and Path(options.save).suffix not in (".png", ".jpg", ".pdf", ".svg"):
-        raise InputError(f"{options.save}: expected a name ending in .png, .jpg, .pdf or .svg")
+    if options.save and Path(options.save).suffix.lower() not in PICTURE_SUFFIXES:
+        raise InputError(f"{options.save}: expected a name ending in {', '.join(PICTURE_SUFFIXES)}")
     paths = list_images(options.image) if options.image else []
+    if options.attention and len(paths) != 1:
+        raise InputError(f"--attention draws one picture, {len(paths)} were given; name one file")
     import_tensorflow()
     from captioning.captioner import LENGTH_PENALTY, Captioner
 
     if options.length_penalty is None:
         options.length_penalty = LENGTH_PENALTY
     captioner = Captioner.load(options.model, options.encoder)
+    if options.attention and not captioner.has_attention:
+        raise InputError("this model has no attention to draw; leave out --attention")
     if options.split:
         return score_split(captioner, options)
     return caption_images(captioner, paths, options)
@@ -97,7 +102,13 @@ def list_images(places: list[str]) -> list[Path]:
         if not place.is_dir():
             paths.append(place)
             continue
-        found = sorted(path for path in place.iterdir() if path.suffix.lower() in suffixes)
+        found = sorted(
+            path
+            for path in place.iterdir()
+            if path.suffix.lower() in suffixes
+            and not path.name.startswith(".")
+            and not path.is_dir()
+        )
         if not found:
             raise InputError(f"{place}: no pictures in this folder")
         paths += found

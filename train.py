@@ -139,10 +139,10 @@ def main() -> None:
         )
         if options.resume and trainer.resume():
             log(f"resumed after epoch {len(trainer.history)}")
-        elif not options.resume and trainer.has_state():
+        elif trainer.has_state():
+            remedy = "its resume.npz is gone" if options.resume else "add --resume to go on with it"
             raise InputError(
-                f"{options.output}: holds a run already; add --resume to go on with it, "
-                "or choose another --output"
+                f"{options.output}: holds a run already; {remedy}, or choose another --output"
             )
         writer = tf.summary.create_file_writer(options.tensorboard) if options.tensorboard else None
         for row, sample in trainer.epochs():

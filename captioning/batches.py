@@ -34,11 +34,9 @@ def open_caches(
         names = [path.parent.name for path in folders]
         names = [name for name in names if not name.endswith(MIRRORED)]
         if len(names) != 1:
-            found = ", ".join(names) or "none"
-            raise InputError(
-                f"{Path(data, 'features')}: features of {found}; "
-                + ("choose with --encoder" if names else f"run {MADE_BY} first")
-            )
+            found = f"features of {', '.join(names)}" if names else "no features"
+            remedy = "choose with --encoder" if names else f"run {MADE_BY} first"
+            raise InputError(f"{Path(data, 'features')}: {found}; {remedy}")
         encoder = names[0]
     caches = [FeatureCache.open(cache_folder(data, encoder))]
     mirror = cache_folder(data, encoder, mirrored=True)

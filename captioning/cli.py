@@ -28,9 +28,16 @@ def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
 positive_int = whole_number(1)
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan  # which lies in no range
+
+
 def positive_float(text: str) -> float:
     """A finite number above 0, for argparse."""
-    value = float(text)
+    value = _number(text)
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
     return value
@@ -38,7 +45,7 @@ def positive_float(text: str) -> float:
 
 def not_negative_float(text: str) -> float:
     """A finite number from 0 up, for argparse."""
-    value = float(text)
+    value = _number(text)
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 up")
     return value
@@ -46,7 +53,7 @@ def not_negative_float(text: str) -> float:
 
 def fraction(text: str) -> float:
     """A number from 0 up to, not including, 1, for argparse."""
-    value = float(text)
+    value = _number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 to below 1")
     return value
@@ -59,6 +66,9 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> None:
         main: the script; returns the exit status, None for 0.
         interrupted: what to tell the user on Ctrl-C: what is saved and how to go on.
     """
+    if sys.stdout is None:
+        print("error: stdout is closed; results have nowhere to go", file=sys.stderr)
+        sys.exit(2)
     # a file name that is not UTF-8 is printed with escapes, which JSON reads too
     sys.stdout.reconfigure(errors="backslashreplace")
     try:

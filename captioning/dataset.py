@@ -100,9 +100,11 @@ def read_dataset(folder: str | os.PathLike, *, seed: int = 0) -> CaptionDataset:
 
     Raises:
         InputError: `folder` is missing or has no known layout; its files hold nothing usable; an
-            image is in two splits.
+            image is in two splits; `seed` is below 0.
     """
     folder = Path(folder)
+    if seed < 0:
+        raise InputError(f"seed {seed}: expected a whole number from 0 up")
     with _read_errors():
         found = find_layout(folder)
         if found is None:

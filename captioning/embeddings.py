@@ -305,8 +305,13 @@ def train_fasttext(
         seed: for the initial vectors and the drawn negative words.
 
     Raises:
-        InputError: there is not a single token.
+        InputError: there is not a single token, or a setting is out of range.
     """
+    if dimension < 1 or epochs < 1 or not 0 <= seed < 2**32:
+        raise InputError(
+            f"FastText with dimension {dimension}, {epochs} epochs, seed {seed}: expected a "
+            "dimension and epochs from 1 up, and a seed from 0 up"
+        )
     if not any(token_lists):
         raise InputError("FastText needs captions to train on; there are none")
     from gensim.models.fasttext import FastText  # slow to import

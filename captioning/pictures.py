@@ -1,6 +1,7 @@
 """Drawn results: training curves, and photographs with their captions."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,8 @@ from captioning.files import replacing
 
 COLUMNS = 5  # of attention maps, and of pictures in a large sheet
 FEW = 9  # pictures; so many are laid out three in a row
-CAPTION_SIZE = 13  # points
+WRAP = 44  # characters a line of a caption
+CAPTION_SIZE, SMALL_CAPTION_SIZE = 13, 9  # points
 
 
 def plot_history(history: Sequence[dict], path: str | os.PathLike) -> None:
@@ -40,17 +42,19 @@ def save_captioned(
     columns = min(3 if len(pictures) <= FEW else COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
     width = 5.0 if columns == 1 else 3.2  # inches
-    figure = Figure(figsize=(width * columns, width * 1.22 * rows), layout="constrained")
+    texts = [textwrap.fill(caption, WRAP) for caption in captions]
+    lines = 1 + max(text.count("\n") for text in texts)
+    size = CAPTION_SIZE if columns == 1 else SMALL_CAPTION_SIZE
+    height = width + (lines + 1) * 1.4 * size / 72  # 72 points an inch
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axes in grid:
+    for axes in grid[len(pictures) :]:
         axes.axis("off")
-    for axes, picture, caption in zip(grid, pictures, captions, strict=False):
+    for axes, picture, text in zip(grid, pictures, texts, strict=False):
         axes.imshow(picture)
-        size = CAPTION_SIZE if columns == 1 else 9
-        axes.text(
-            0.5, -0.03, _wrapped(caption, 44), size=size, ha="center", va="top",
-            transform=axes.transAxes,
-        )  # fmt: skip
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(text, size=size)  # a label, and not free text: the layout makes room
+        axes.spines[:].set_visible(False)
     _save(figure, path)
 
 
@@ -80,12 +84,6 @@ def save_attention(
         axes.imshow((picture * light).astype(np.uint8))
         axes.set_title(word, size=11)
     _save(figure, path)
-
-
-def _wrapped(text: str, width: int) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width))
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:

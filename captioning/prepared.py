@@ -86,6 +86,8 @@ def write_captions(
     Raises:
         InputError: the folder cannot be written.
     """
+    if not os.fspath(folder):
+        raise InputError("the prepared folder has no name; give one, such as prepared")
     folder = Path(folder)
     _remove(folder / "prepared.json")
     for stale in [*folder.glob("captions/*.jsonl"), *folder.glob("tokens/*.npz")]:

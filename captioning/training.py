@@ -187,6 +187,8 @@ class Trainer:
             return False
         variables = self._state_variables()
         try:
+            if not zipfile.is_zipfile(path):
+                raise ValueError("not an .npz archive")
             with path.open("rb") as file, np.load(file, allow_pickle=False) as state:
                 facts = json.loads(str(state["facts"]))
                 settings, history = dict(facts["settings"]), list(facts["history"])
@@ -213,8 +215,11 @@ class Trainer:
                 )
 
     def has_state(self) -> bool:
-        """Whether the output folder holds a run that `resume` could take up."""
-        return (self.output / STATE_FILE).exists()
+        """Whether the output folder holds anything of a run that a new one would mix with."""
+        names = (STATE_FILE, HISTORY_FILE, BEST_FILE)
+        return any((self.output / name).exists() for name in names) or any(
+            self.output.glob("epoch-*.keras")
+        )
 
     def epochs(self) -> Iterator[tuple[dict, str]]:
         """Train the epochs that are still to do.

@@ -62,6 +62,19 @@ TOKENIZERS: dict[str, Callable[[str], list[str]]] = {
     "words": tokenize,
     "characters": tokenize_characters,
 }
+
+
+def find_tokenizer(name: str) -> Callable[[str], list[str]]:
+    """The tokeniser called `name`.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in TOKENIZERS:
+        raise InputError(f"{name}: no tokeniser; choose one of {', '.join(TOKENIZERS)}")
+    return TOKENIZERS[name]
+
+
 _JOINERS = {"words": " ", "characters": ""}
 
 
@@ -106,8 +119,12 @@ class Vocabulary:
             tokenizer: the key of `TOKENIZERS` that made the tokens.
 
         Raises:
-            InputError: no word is frequent enough, or a token is no word.
+            InputError: no word is frequent enough, or a token is no word; a limit below 1.
         """
+        if min_count < 1 or (max_size is not None and max_size < 1):
+            raise InputError(
+                f"minimum count {min_count}, maximum size {max_size}: expected numbers from 1 up"
+            )
         seen: Counter[str] = Counter()
         captions = 0
         for tokens in token_lists:
@@ -120,7 +137,7 @@ class Vocabulary:
         if not kept:
             raise InputError(
                 f"no word occurs {min_count} times in the {captions} training captions; "
-                "give more captions or a smaller min_count"
+                "give more captions or a smaller minimum count"
             )
         words, counts = zip(*kept, strict=True)
         unknown = seen.total() - sum(counts)

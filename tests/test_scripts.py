@@ -265,6 +265,14 @@ def test_attention_is_drawn(script, tiny_checkpoint, tiny_grid_checkpoint, photo
     assert status == 2
     assert "no attention" in one_line(err)
     assert not out.exists()
+    folder = tmp_path / "album"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg", ".hidden.jpg"):
+        (folder / name).write_bytes(Path(photographs[0]).read_bytes())
+    arguments[2] = folder
+    status, text, err = script(*arguments, tiny_grid_checkpoint)
+    assert (status, text) == (2, "")
+    assert "2 were given" in one_line(err)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(script, photographs, tmp_path):
@@ -378,6 +386,11 @@ def test_a_killed_run_goes_on_to_the_same_end(process, script, tiny_prepared, tm
     status, out, err = script(*train(tiny_prepared, straight))
     assert (status, out) == (2, "")
     assert "--resume" in err.splitlines()[-1]
+    (killed / "resume.npz").unlink()
+    for resume in ([], ["--resume"]):  # what else lies there must not be mixed with a new run
+        status, out, err = script(*train(tiny_prepared, killed), *resume)
+        assert (status, out) == (2, "")
+        assert "holds a run already" in err.splitlines()[-1]
     status, out, err = script(*train(tiny_prepared, straight), "--resume", "--rnn", "lstm")
     assert (status, out) == (2, "")
     assert "rnn = gru" in err

@@ -13,6 +13,7 @@ from captioning.vocabulary import (
     TOKENIZERS,
     UNKNOWN,
     Vocabulary,
+    find_tokenizer,
     tokenize,
     tokenize_characters,
     unknown_rate,
@@ -23,6 +24,18 @@ CAPTIONS = ["A dog runs .", "A dog jumps over a log .", "a cat sleeps"]
 
 def vocabulary(**changes):
     return Vocabulary.from_captions(map(tokenize, CAPTIONS), **{"min_count": 1, **changes})
+
+
+@pytest.mark.parametrize("limits", [{"min_count": 0}, {"max_size": 0}, {"max_size": -3}])
+def test_limits_are_from_1_up(limits):
+    with pytest.raises(InputError, match="from 1 up"):
+        vocabulary(**limits)
+
+
+def test_a_tokeniser_is_found_by_name():
+    assert find_tokenizer("characters") is tokenize_characters
+    with pytest.raises(InputError, match="words, characters"):
+        find_tokenizer("syllables")
 
 
 @pytest.mark.parametrize(
