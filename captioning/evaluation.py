@@ -154,6 +154,6 @@ def build_report(
         facts,
         [("this model", result.scores), *result.rows.items()],
         result.diversity,
-        captioner.checkpoint.facts.get("history", []),
+        [{**row, "minutes": None} for row in captioner.checkpoint.facts.get("history", [])],
         images,
     )
