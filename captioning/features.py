@@ -149,8 +149,6 @@ def extract_features(
         "images": images,
     }
     with exclusive(folder):
-        for leftover in folder.glob(".*.tmp.json"):  # of a run killed while it wrote
-            leftover.unlink()
         finished = _recorded(folder / "index.json", plan)
         if not finished and not keep_grid:  # a cache that also has the grid will do
             finished = _recorded(folder / "index.json", {**plan, "has_grid": True})
