@@ -14,10 +14,11 @@ import dataclasses
 import keras
 from keras import layers, ops
 
+from captioning.recurrent import GRU
 from captioning.vocabulary import PAD
 
 ATTENTIONS = ("none", "grid")
-RNNS = {"gru": layers.GRU, "lstm": layers.LSTM}
+RNNS = ("gru", "lstm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +76,12 @@ class MergeDecoder(keras.Model):
             dtype=dtype,
         )
         self.word_dropout = layers.Dropout(config.word_dropout, dtype=dtype)
-        self.rnn = RNNS[config.rnn](
-            config.units, return_sequences=True, return_state=True, dtype=dtype
-        )
+        if config.rnn == "gru":
+            self.rnn = GRU(config.units, dtype=dtype)
+        else:
+            self.rnn = layers.LSTM(
+                config.units, return_sequences=True, return_state=True, dtype=dtype
+            )
         self.rnn_dropout = layers.Dropout(config.rnn_dropout, dtype=dtype)
         self.image_norm = layers.LayerNormalization(dtype=dtype)
         # a channel is dropped at every position, or the positions would tell each other

@@ -142,7 +142,7 @@ class Trainer:
             config.weight_decay,
             config.clip_norm,
         )
-        self.optimizer.build(self.model.trainable_variables)
+        self._apply = _compiled(self.optimizer, self.model)
         self._critic = None
         if config.self_critical_epochs:
             self._critic = SelfCritic(self.model, self.train.tokens, config.samples)
@@ -154,7 +154,7 @@ class Trainer:
                 0.0,
                 SELF_CRITICAL_CLIP_NORM,
             )
-            self._critic_optimizer.build(self.model.trainable_variables)
+            self._apply_critic = _compiled(self._critic_optimizer, self.model)
         self.history: list[dict] = []
         self._dropout_seeds = [
             layer.seed_generator.state
@@ -287,8 +287,7 @@ class Trainer:
             loss, likelihood, count = caption_loss(
                 self.model, features, words, True, self.config.label_smoothing
             )
-        weights = self.model.trainable_variables
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        self._apply(*_dense_gradients(tape, loss, self.model))
         return likelihood, count
 
     def _train_epoch(self, epoch: int) -> float:
@@ -307,9 +306,7 @@ class Trainer:
         """One step of the optimiser towards the better of the sampled captions."""
         with tf.GradientTape() as tape:
             loss = self_critical_loss(self.model, features, words, advantages)
-        weights = self.model.trainable_variables
-        gradients = tape.gradient(loss, weights)
-        self._critic_optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        self._apply_critic(*_dense_gradients(tape, loss, self.model))
         return loss
 
     def _self_critical_epoch(self, epoch: int) -> float:
@@ -405,3 +402,19 @@ def _optimizer(
         warmup_steps=warmup,
     )
     return keras.optimizers.AdamW(schedule, weight_decay=weight_decay, global_clipnorm=clip_norm)
+
+
+def _dense_gradients(tape: tf.GradientTape, loss: tf.Tensor, model: MergeDecoder) -> list:
+    """The gradient of every trainable weight as a plain tensor."""
+    gradients = tape.gradient(loss, model.trainable_variables)
+    return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+def _compiled(optimizer: keras.optimizers.Optimizer, model: MergeDecoder):
+    """One step of the optimiser, fused by XLA: the moments are read and written once."""
+    optimizer.build(model.trainable_variables)
+
+    def apply(*gradients):
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+    return tf.function(apply, jit_compile=True)
