@@ -113,6 +113,22 @@ class Captioner:
             ]
         return captions
 
+    def caption_cached(
+        self,
+        cache: FeatureCache,
+        images: Sequence[str],
+        beam_width: int = 1,
+        length_penalty: float = LENGTH_PENALTY,
+    ) -> list[str]:
+        """Caption images whose features are in `cache`, by their file names."""
+        rows, shape = cache.rows(images), self.model.config.feature_shape
+        captions = []
+        for start in range(0, len(rows), BATCH_SIZE):  # no more features in memory than needed
+            features = read_features(cache, rows[start : start + BATCH_SIZE], shape)
+            found = self.caption_features(features, beam_width, length_penalty)
+            captions += [caption.text for caption in found]
+        return captions
+
     def caption(
         self,
         images: Sequence[str | os.PathLike],

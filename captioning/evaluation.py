@@ -17,7 +17,6 @@ PROTOCOL = (
     "corpus BLEU with the closest reference length; CIDEr-D with document frequencies of the "
     "split's references; all x 100"
 )
-FEATURE_BATCH = 500  # images whose features are in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +44,6 @@ class Evaluation:
     diversity: dict[str, float]
 
 
-def caption_split(
-    captioner: Captioner,
-    cache: FeatureCache,
-    images: list[str],
-    beam_width: int,
-    length_penalty: float,
-) -> list[str]:
-    """Caption images from their cached features."""
-    rows, shape = cache.rows(images), captioner.model.config.feature_shape
-    captions = []
-    for start in range(0, len(rows), FEATURE_BATCH):
-        batch = read_features(cache, rows[start : start + FEATURE_BATCH], shape)
-        found = captioner.caption_features(batch, beam_width, length_penalty)
-        captions += [caption.text for caption in found]
-    return captions
-
-
 def evaluate(
     captioner: Captioner,
     prepared: Prepared,
@@ -84,7 +66,7 @@ def evaluate(
             f"{cache.folder}: has no image of the {split} split; run {MADE_BY} again for this data"
         )
     names, references = map(list, zip(*known, strict=True))
-    captions = caption_split(captioner, cache, names, beam_width, length_penalty)
+    captions = captioner.caption_cached(cache, names, beam_width, length_penalty)
     training = prepared.references("train") if "train" in prepared.splits else []
     rows = {
         "one caption for all": metrics.score(

@@ -124,10 +124,11 @@ class Trainer:
         self.output = Path(output)
         self.train = Split(prepared, "train", caches, model_config.feature_shape)
         self.dev = Split(prepared, "dev", caches[:1], model_config.feature_shape)
-        dev_known = self.dev.rows >= 0
-        self._dev_images = np.flatnonzero(dev_known)
-        references = prepared.references("dev")
-        self._dev_references = [references[image] for image in self._dev_images]
+        self._dev_cache = caches[0]
+        names, references = prepared.images("dev"), prepared.references("dev")
+        readable = np.flatnonzero(self.dev.rows >= 0)
+        self._dev_images = [names[image] for image in readable]
+        self._dev_references = [references[image] for image in readable]
         keras.utils.set_random_seed(config.seed)
         self.model = MergeDecoder(model_config, embeddings, dtype)
         self.model.build_for_captions()
@@ -344,10 +345,7 @@ class Trainer:
 
     def _dev_scores(self) -> tuple[dict[str, float], str]:
         """All scores of greedy captions of the dev images, and one caption to look at."""
-        captions = []
-        for start in range(0, len(self._dev_images), 100):
-            features = self.dev.features(self._dev_images[start : start + 100])
-            captions += [c.text for c in self.captioner.caption_features(features)]
+        captions = self.captioner.caption_cached(self._dev_cache, self._dev_images)
         return metrics.score(self._dev_references, captions), captions[0]
 
     def _save(self, epoch: int, scores: dict[str, float]) -> None:

@@ -16,17 +16,13 @@ they are 7e-3 off.
 
 import argparse
 import hashlib
-import json
 import math
-import re
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
-import h5py
 import keras
 import numpy as np
+from compact import rounded, save_compact
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,7 +125,8 @@ def load_folded_weights(encoder: keras.Model, state: dict[str, np.ndarray]) -> N
         layer.set_weights(
             [
                 rounded(
-                    kernel.transpose(2, 3, 0, 1) if depthwise else kernel.transpose(2, 3, 1, 0)
+                    kernel.transpose(2, 3, 0, 1) if depthwise else kernel.transpose(2, 3, 1, 0),
+                    SIGNIFICANT_BITS,
                 ),
                 beta - mean * scale,
             ]
@@ -137,50 +134,6 @@ def load_folded_weights(encoder: keras.Model, state: dict[str, np.ndarray]) -> N
         unused -= {name for name in unused if name.startswith((f"{convolution}.", f"{norm}."))}
     if unused:
         raise SystemExit(f"weights left over, the architecture differs: {sorted(unused)}")
-
-
-def rounded(weights: np.ndarray) -> np.ndarray:
-    """Round float32 `weights` to SIGNIFICANT_BITS bits; the bits given up are zero."""
-    mantissa, exponent = np.frexp(weights)
-    return np.ldexp(np.round(np.ldexp(mantissa, SIGNIFICANT_BITS)), exponent - SIGNIFICANT_BITS)
-
-
-def save_compact(encoder: keras.Model, path: Path) -> None:
-    """Save as `.keras` with its weights deflated byte plane by byte plane, and fixed dates."""
-    with tempfile.TemporaryDirectory() as folder:
-        full, whole, small = (Path(folder, name) for name in ("a.keras", "whole.h5", "small.h5"))
-        encoder.save(full)
-        with zipfile.ZipFile(full) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        whole.write_bytes(members["model.weights.h5"])
-        with h5py.File(whole) as source, h5py.File(small, "w") as target:
-
-            def copy(name, item):
-                if isinstance(item, h5py.Dataset):
-                    packing = {
-                        "compression": "gzip",
-                        "compression_opts": 9,
-                        "shuffle": True,
-                        "chunks": item.shape,
-                    }
-                    target.create_dataset(name, data=item[()], **packing)
-                else:
-                    target.require_group(name)
-                for key, value in item.attrs.items():
-                    target[name].attrs[key] = value
-
-            source.visititems(copy)
-        members["model.weights.h5"] = small.read_bytes()
-        metadata = json.loads(members["metadata.json"])
-        metadata["date_saved"] = "2020-01-01@00:00:00"
-        members["metadata.json"] = json.dumps(metadata).encode()
-        # object ids are memory addresses, different on every run, and nothing is shared here
-        config = re.sub(rb', "shared_object_id": \d+', b"", members["config.json"])
-        members["config.json"] = config
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, data in members.items():
-                archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), data)
 
 
 def relative_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
