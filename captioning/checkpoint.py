@@ -23,6 +23,7 @@ VERSION = 1
 MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
 MAX_BYTES = 2_000_000_000  # of weights; a merge-decoder has some 20 MB
 MAX_CONFIG_BYTES = 100_000_000  # a vocabulary of a million words has 30 MB
+MAX_DEFLATION = 8  # weights are nearly noise: deflated in the file, they are half as large
 MAX_SIZE = 1_000_000  # of anything that a configuration counts
 MAX_FEATURES = 10_000_000  # numbers an image
 MAX_IMAGE_SIZE = 10_000  # pixels; also of an encoder's grid
@@ -45,14 +46,18 @@ class Checkpoint:
     encoder: dict
     facts: dict
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the checkpoint to `path` (`.keras`), whole or not at all."""
+    def describe(self) -> None:
+        """Give the model all that is to be saved beside its weights."""
         self.model.description = {
             "version": VERSION,
             "vocabulary": self.vocabulary.to_json(),
             "encoder": self.encoder,
             "facts": self.facts,
         }
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the checkpoint to `path` (`.keras`), whole or not at all."""
+        self.describe()
         with replacing(path) as temporary:
             self.model.save(temporary)
 
@@ -154,7 +159,8 @@ def _checked(config: ModelConfig, words: int, weight_bytes: int) -> ModelConfig:
         raise ValueError(f"{config.units} units cannot be shared by {config.heads} heads")
     # the largest matrices, so that no memory is taken for weights that are not there
     inputs = config.embedding_size + config.units + shape[-1] + words
-    if 4 * (config.embedding_size * words + config.units * inputs) > weight_bytes:
+    least = 4 * (config.embedding_size * words + config.units * inputs)
+    if least > MAX_DEFLATION * weight_bytes:
         raise ValueError(f"its {weight_bytes:,} bytes of weights are too few for its sizes")
     return dataclasses.replace(config, feature_shape=shape)
 

@@ -1,0 +1,66 @@
+"""The captioner that ships with the project, on photographs that anybody may use."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from captioning.captioner import PRETRAINED, Captioner
+from captioning.encoders import load_encoder
+
+ROOT = Path(__file__).resolve().parent.parent
+PERSON = {"man", "woman", "person", "girl", "boy"}
+ANIMAL = {"dog", "animal", "cat"}
+
+
+@pytest.fixture(scope="module")
+def captioner():
+    return Captioner.load()
+
+
+@pytest.fixture(scope="module")
+def captions(captioner):
+    """Photograph -> the words of its caption, beam 5."""
+    photographs = sorted(set((ROOT / "images").glob("*.jpg")) - {ROOT / "images/captioned.jpg"})
+    found = captioner.caption(photographs, beam_width=5)
+    return {p.stem: c.text.split() for p, c in zip(photographs, found, strict=True)}
+
+
+def test_the_captioner_is_small_and_goes_with_the_bundled_encoder(captioner):
+    assert PRETRAINED.stat().st_size <= 40e6
+    assert captioner.checkpoint.encoder == load_encoder("efficientnet_lite2").describe()
+
+
+@pytest.mark.parametrize(
+    ("photograph", "expected"),
+    [
+        ("astronaut", PERSON),
+        ("astronaut", {"uniform", "suit", "costume"}),
+        ("photographer", PERSON),
+        ("photographer", {"camera", "tripod"}),
+        ("raccoon", ANIMAL),
+    ],
+)
+def test_what_must_be_said_is_said(captions, photograph, expected):
+    assert expected & set(captions[photograph]), " ".join(captions[photograph])
+
+
+def test_each_photograph_gets_a_sentence_of_its_own(captions):
+    sentences = [" ".join(words) for words in captions.values()]
+    assert len(set(sentences)) == len(sentences) > 4
+    assert all(3 <= len(words) <= 20 for words in captions.values())
+
+
+def test_the_card_tells_the_measured_scores(captioner):
+    """The figures in the model card are those of the files beside it."""
+    card = (PRETRAINED.parent / "README.md").read_text()
+    scores = json.loads((PRETRAINED.parent / "dev_scores.json").read_text())
+    assert scores
+    for run in scores:
+        row = re.search(rf"^\| {re.escape(run['decoding'])} \|(.*)\|$", card, re.MULTILINE)
+        cells = [float(cell) for cell in row[1].split("|")]
+        wanted = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D")
+        assert cells == [round(run[name], 1) for name in wanted]
+    training = json.loads((PRETRAINED.parent / "training.json").read_text())
+    assert training["training"] == captioner.checkpoint.facts["training"]
