@@ -182,7 +182,7 @@ class Captioner:
             return tf.reduce_mean(weights[0], axis=0)
 
         signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec((1, None), tf.int32)]
-        return tf.function(look, input_signature=signature)
+        return tf.function(look, input_signature=signature, autograph=False)
 
     def _search(self, beam_width: int, length_penalty: float):
         """The compiled search: features -> ids (images, words), log-probabilities (images,)."""
@@ -200,7 +200,7 @@ class Captioner:
                 return captions[:, 0], log_probabilities[:, 0]
 
             self._searches[key] = tf.function(
-                search, input_signature=[tf.TensorSpec(shape, tf.float32)]
+                search, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False
             )
         return self._searches[key]
 

@@ -97,7 +97,9 @@ class Encoder:
         import tensorflow as tf
 
         batch = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.float32)
-        return tf.function(lambda images: self.model(images, training=False), [batch])
+        return tf.function(
+            lambda images: self.model(images, training=False), [batch], autograph=False
+        )
 
 
 def encoder_names() -> list[str]:

@@ -39,6 +39,7 @@ class SelfCritic:
         self._sample = tf.function(
             lambda features, seed: sample(model, features, samples, seed)[0],
             reduce_retracing=True,
+            autograph=False,
         )
 
     def draw(

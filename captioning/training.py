@@ -167,14 +167,16 @@ class Trainer:
             tf.TensorSpec((None, *model_config.feature_shape), feature_type),
             tf.TensorSpec((None, None, None), tf.int32),
         ]
-        self._train_step = tf.function(self._update, input_signature=signature)
+        self._train_step = tf.function(self._update, signature, autograph=False)
         self._critic_step = tf.function(
             self._update_critically,
-            input_signature=[*signature, tf.TensorSpec((None, None), tf.float32)],
+            [*signature, tf.TensorSpec((None, None), tf.float32)],
+            autograph=False,
         )
         self._dev_step = tf.function(
             lambda features, words: caption_loss(self.model, features, words, False)[1:],
-            input_signature=signature,
+            signature,
+            autograph=False,
         )
 
     def resume(self) -> bool:
@@ -415,4 +417,4 @@ def _compiled(optimizer: keras.optimizers.Optimizer, model: MergeDecoder):
     def apply(*gradients):
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
 
-    return tf.function(apply, jit_compile=True)
+    return tf.function(apply, autograph=False, jit_compile=True)
