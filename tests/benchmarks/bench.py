@@ -36,6 +36,7 @@ from captioning.decoding import MAX_WORDS
 from captioning.encoders import BUNDLED, Encoder, encode_images, load_encoder, load_image
 from captioning.evaluation import caption_split
 from captioning.features import FeatureCache, cache_folder, extract_features
+from captioning.model import ModelConfig
 from tests.benchmarks import limits, memory, synthetic, usual
 from tests.benchmarks.measuring import (
     Row,
@@ -67,7 +68,8 @@ class Bench:
         self.quick = quick
         self.repetitions = 3 if quick else 9
         self.updates = 6 if quick else 20  # of ours, a measurement
-        self.teaching = 100  # updates before a model is decoded
+        self.teaching = 60 if quick else 150  # updates before a model is decoded
+        self._taught: dict[str, Captioner] = {}
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -88,16 +90,14 @@ class Bench:
         count = 64 if self.quick else 256
         return synthetic.write_photographs(self.folder / "photographs", sources, count)
 
-    @cached_property
-    def captioners(self) -> dict[str, Captioner]:
-        """Models that have learnt how long captions are, pooled and grid."""
-        found = {}
-        for attention in NAMES:
-            settings = synthetic.TEACHING_SETTINGS | {"epochs": 3}
+    def captioner(self, attention: str) -> Captioner:
+        """A model that has learnt how long captions are."""
+        if attention not in self._taught:
             output = self.folder / f"taught-{attention}"
+            settings = synthetic.TEACHING_SETTINGS | {"epochs": 4}
             trainer = synthetic.make_trainer(self.prepared, output, attention, **settings)
-            found[attention] = Captioner(synthetic.teach(trainer, self.teaching))
-        return found
+            self._taught[attention] = Captioner(synthetic.teach(trainer, self.teaching))
+        return self._taught[attention]
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -138,7 +138,9 @@ def prefix_job(trainer, rows: int):
     rows_a_caption = np.mean([len(caption) - 1 for caption in captions])
     longest = max(map(len, captions)) - 1
     model = usual.prefix_model(trainer.model.config, longest)
-    optimizer = keras.optimizers.AdamW(config.learning_rate, global_clipnorm=config.clip_norm)
+    optimizer = keras.optimizers.AdamW(
+        config.learning_rate, config.weight_decay, global_clipnorm=config.clip_norm
+    )
     usual.compile_model(model, optimizer, config.label_smoothing)
     rng = np.random.default_rng(0)
 
@@ -192,7 +194,7 @@ def one_image(bench: Bench) -> Iterator[Row]:
     pixels = load_image(bench.photographs[0], size)
     batch = pixels[None].astype(np.float32)
     for attention, name in NAMES.items():
-        captioner = bench.captioners[attention]
+        captioner = bench.captioner(attention)
         config = captioner.model.config
         decoder = usual.prefix_model(config, MAX_WORDS + 1)
         usual.copy_weights(captioner.model, decoder)
@@ -230,7 +232,7 @@ def decoding(bench: Bench) -> Iterator[Row]:
     """Captions a second from cached features of 1,000 images."""
     cache = FeatureCache.open(cache_folder(bench.prepared, bench.encoder.name))
     for attention, target in (("none", 1500), ("grid", 600)):
-        captioner, lengths = bench.captioners[attention], []
+        captioner, lengths = bench.captioner(attention), []
 
         def rate(beam_width, captioner=captioner, lengths=lengths):
             def search():
@@ -386,7 +388,7 @@ def memory_by_size(bench: Bench) -> Iterator[Row]:
 def start(bench: Bench) -> Iterator[Row]:
     """`test.py --image` as a process of its own, against importing TensorFlow and the encoder."""
     model = bench.folder / "model.keras"
-    bench.captioners["none"].checkpoint.save(model)
+    bench.captioner("none").checkpoint.save(model)
     picture = str(bench.photographs[0])
     code = "import tensorflow; from captioning.encoders import BUNDLED, load_encoder; "
     commands = {
@@ -460,8 +462,8 @@ SECTIONS = {
 
 def measure_limits(bench: Bench) -> dict[str, object]:
     """What the machine can do, at the sizes that the model uses."""
-    shapes = {"none": (synthetic.GRID[-1],), "grid": (81, synthetic.GRID[-1])}
-    config = limits.ModelConfig(synthetic.WORDS, shapes["grid"], attention="grid")
+    rows, columns, channels = synthetic.GRID
+    config = ModelConfig(synthetic.WORDS, (rows * columns, channels), attention="grid")
     products = limits.layer_products(config, images=25, words=12 * 128)
     gflops = {
         dtype: limits.peak(products, dtype, MATRIX_SECONDS) for dtype in ("float32", "bfloat16")
