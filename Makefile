@@ -11,7 +11,7 @@ PIP = $(RUN) -m pip --disable-pip-version-check
 SHELL = /bin/bash
 .SHELLFLAGS = -euo pipefail -c
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint constraints clean
+.PHONY: help demo test lint bench constraints clean
 
 # The environment finds its packages in itself alone, whatever the user's shell has set.
 export PYTHONNOUSERSITE = 1
@@ -98,6 +98,10 @@ lint: $(VENV)/installed-dev ## ruff, on modules and notebooks
 test: lint ## lint and all tests
 	@$(heading) 'Tests'
 	$(RUN) -m pytest
+
+bench: $(VENV)/installed ## speed and memory against the usual way: docs/performance.md; QUICK=1 for less
+	@$(heading) 'Benchmark'
+	$(RUN) -m tests.benchmarks.bench $(if $(QUICK),--quick)
 
 clean: ## remove the environment, the demo and all caches; data, prepared folders and weights stay
 	rm -rf $(VENV) demo build .pytest_cache .ruff_cache .hypothesis
