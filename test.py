@@ -205,4 +205,4 @@ def score_split(captioner, options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "stopped; what was printed is whole, nothing else was written; start again with")
