@@ -53,7 +53,8 @@ class Checkpoint:
             "encoder": self.encoder,
             "facts": self.facts,
         }
-        with replacing(path) as temporary:
+        size = 4 * self.model.count_params()  # bytes, but for some kilobytes
+        with replacing(path, size) as temporary:
             self.model.save(temporary)
 
     @classmethod

@@ -10,8 +10,11 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+MAX_JSON_BYTES = 100_000_000  # a vocabulary of a million words has 30 MB
 
 
 class InputError(ValueError):
@@ -23,11 +26,15 @@ class InputError(ValueError):
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
     The temporary file keeps the suffix of `path` (libraries choose formats by it). If the block
     raises, the temporary file is removed and `path` is left as it was.
+
+    Args:
+        path: the file to write.
+        size: about how many bytes that takes, to be told if the disk is full.
 
     Raises:
         InputError: the folder cannot be written or the disk is full; names the file.
@@ -41,10 +48,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise write_error(path, error) from error
+        _discard(temporary)  # before free space is measured
+        raise write_error(path, error, size) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _discard(temporary)
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -81,10 +93,18 @@ def exclusive(folder: str | os.PathLike) -> Iterator[None]:
         yield
 
 
-def write_error(path: str | os.PathLike, error: OSError) -> InputError:
-    """Turn the operating system's refusal to write `path` into a message with a remedy."""
+def write_error(path: str | os.PathLike, error: OSError, size: int | None = None) -> InputError:
+    """Turn the operating system's refusal to write `path` into a message with a remedy.
+
+    Args:
+        path: the file.
+        error: the refusal.
+        size: the bytes that `path` needs, if they are known.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         remedy = "free some space (or raise the limit) and run the same command again"
+        if size is not None:
+            remedy = f"{_megabytes(size)} are needed, {_free(path)} are free; {remedy}"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "choose a folder you may write to"
     else:
@@ -92,15 +112,38 @@ def write_error(path: str | os.PathLike, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
 
 
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.2f} MB"
+
+
+def _free(path: str | os.PathLike) -> str:
+    """The space on the disk of `path`, or of the nearest folder above it that is there."""
+    for folder in Path(path).absolute().parents:
+        with contextlib.suppress(OSError):
+            return _megabytes(shutil.disk_usage(folder).free)
+    return "0 MB"
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with replacing(path, len(data)) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 1) -> None:
     """Write `value` to `path` as UTF-8 JSON, whole or not at all."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+
+
+def require_file(path: Path) -> None:
+    """Raise InputError if `path` is there and no file: opening a pipe would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: a folder or a device, expected a file; remove it")
 
 
 def read_json(path: str | os.PathLike, made_by: str) -> object:
@@ -111,7 +154,15 @@ def read_json(path: str | os.PathLike, made_by: str) -> object:
     """
     path = Path(path)
     try:
+        require_file(path)
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(
+                f"{path}: {path.stat().st_size / 1e6:,.0f} MB, expected at most "
+                f"{MAX_JSON_BYTES / 1e6:,.0f} MB of JSON; write it anew with {made_by}"
+            )
         return json.loads(path.read_text(encoding="utf-8"))
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it is written by {made_by}") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -14,6 +14,7 @@ and is compared on reading, so that pieces of two runs are never mixed.
 """
 
 import contextlib
+import io
 import json
 import os
 import zipfile
@@ -27,12 +28,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from captioning.dataset import CaptionDataset
+from captioning.dataset import CaptionDataset, leads_outside
 from captioning.embeddings import EmbeddingMatrix
-from captioning.files import InputError, read_json, replacing, write_error, write_json
+from captioning.files import (
+    InputError,
+    exclusive,
+    read_json,
+    replacing,
+    require_file,
+    write_bytes,
+    write_error,
+    write_json,
+)
 from captioning.vocabulary import END, START, TOKENIZERS, Vocabulary
 
 VERSION = 1
+MAX_TOKEN_BYTES = 2_000_000_000  # a million captions have 60 MB
 MADE_BY = "caption_extraction.ipynb"
 REMEDY = f"run {MADE_BY} again"
 
@@ -84,25 +95,32 @@ def write_captions(
         parameters: the settings of the run, kept for the reader.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or another run is writing it.
     """
     if not os.fspath(folder):
         raise InputError("the prepared folder has no name; give one, such as prepared")
-    folder = Path(folder)
+    with exclusive(folder):
+        _write_captions(Path(folder), dataset, vocabulary, parameters)
+
+
+def _write_captions(
+    folder: Path, dataset: CaptionDataset, vocabulary: Vocabulary, parameters: dict
+) -> None:
     _remove(folder / "prepared.json")
     for stale in [*folder.glob("captions/*.jsonl"), *folder.glob("tokens/*.npz")]:
         _remove(stale)
     for split, images in dataset.splits.items():
         _write_raw_captions(_captions_file(folder, split), images, dataset.captions)
         tokens = _encode(images, dataset.captions, vocabulary)
-        with replacing(_tokens_file(folder, split)) as temporary:
-            np.savez(
-                temporary,
-                ids=tokens.ids,
-                offsets=tokens.offsets,
-                images=tokens.images,
-                vocabulary=np.array(vocabulary.fingerprint),
-            )
+        archive = io.BytesIO()
+        np.savez(
+            archive,
+            ids=tokens.ids,
+            offsets=tokens.offsets,
+            images=tokens.images,
+            vocabulary=np.array(vocabulary.fingerprint),
+        )
+        write_bytes(_tokens_file(folder, split), archive.getvalue())
     vocabulary.save(folder / "vocabulary.json")
     write_json(
         folder / "prepared.json",
@@ -124,22 +142,23 @@ def write_embeddings(folder: str | os.PathLike, embedding: EmbeddingMatrix, sour
     """Write the embedding matrix; `source` tells where the vectors came from.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or another run is writing it.
     """
     folder = Path(folder)
-    _remove(folder / "embeddings.json")
-    with replacing(folder / "embeddings.npy") as temporary:
-        np.save(temporary, embedding.matrix)
-    write_json(
-        folder / "embeddings.json",
-        {
-            "version": VERSION,
-            "source": source,
-            "dimension": embedding.matrix.shape[1],
-            "coverage": embedding.coverage(),
-            "vocabulary": embedding.vocabulary.fingerprint,
-        },
-    )
+    with exclusive(folder):
+        _remove(folder / "embeddings.json")
+        with replacing(folder / "embeddings.npy", embedding.matrix.nbytes) as temporary:
+            np.save(temporary, embedding.matrix)
+        write_json(
+            folder / "embeddings.json",
+            {
+                "version": VERSION,
+                "source": source,
+                "dimension": embedding.matrix.shape[1],
+                "coverage": embedding.coverage(),
+                "vocabulary": embedding.vocabulary.fingerprint,
+            },
+        )
 
 
 class Prepared:
@@ -223,6 +242,7 @@ class Prepared:
             path.open("rb") as file,
             np.load(file, allow_pickle=False) as archive,
         ):
+            refuse_bomb(archive, MAX_TOKEN_BYTES)
             tokens = CaptionTokens(archive["ids"], archive["offsets"], archive["images"])
             fingerprint = str(archive["vocabulary"])
         self._check_fingerprint(path, fingerprint)
@@ -263,14 +283,10 @@ def _tokens_file(folder: Path, split: str) -> Path:
 
 def _write_raw_captions(path: Path, images: list[str], captions: dict[str, list[str]]) -> None:
     """Write an image and its captions a line."""
-    with (
-        replacing(path) as temporary,
-        # Half a surrogate pair, which UTF-8 lacks, becomes its JSON escape.
-        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
-    ):
-        for image in images:
-            record = {"image": image, "captions": captions[image]}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    records = ({"image": image, "captions": captions[image]} for image in images)
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    # Half a surrogate pair, which UTF-8 lacks, becomes its JSON escape.
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def _parse_record(line: str, place: str) -> tuple[str, list[str]]:
@@ -282,6 +298,8 @@ def _parse_record(line: str, place: str) -> tuple[str, list[str]]:
         image, captions = None, None
     if not isinstance(image, str) or not isinstance(captions, list):
         raise InputError(f"{place}: not an image with its captions; {REMEDY}")
+    if leads_outside(image):
+        raise InputError(f"{place}: {image!r} leads out of the image folder; {REMEDY}")
     if not all(isinstance(caption, str) for caption in captions):
         raise InputError(f"{place}: a caption is not text; {REMEDY}")
     return image, captions
@@ -340,10 +358,18 @@ def _remove(path: Path) -> None:
         raise write_error(path, error) from error
 
 
+def refuse_bomb(archive: np.lib.npyio.NpzFile, most: int) -> None:
+    """Raise ValueError if the arrays of an `.npz` file would take more than `most` bytes."""
+    size = sum(member.file_size for member in archive.zip.infolist())
+    if size > most:
+        raise ValueError(f"it unpacks to {size / 1e9:,.1f} GB")
+
+
 @contextlib.contextmanager
 def _damage_reported(path: Path) -> Iterator[None]:
     """Turn whatever a missing or damaged file raises on reading into an InputError."""
     try:
+        require_file(path)
         yield
     except InputError:
         raise
