@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MAX_JSON_BYTES = 100_000_000  # a vocabulary of a million words has 30 MB
@@ -40,7 +40,7 @@ def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path
         InputError: the folder cannot be written or the disk is full; names the file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -52,6 +52,10 @@ def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path
         raise write_error(path, error, size) from error
     finally:
         _discard(temporary)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
 
 
 def _discard(path: Path) -> None:
@@ -84,10 +88,15 @@ def exclusive(folder: str | os.PathLike) -> Iterator[None]:
                 f"{folder}: in use by another run (process {holder}); "
                 "wait for it, stop it, or choose another folder"
             ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                file.close()  # which tries to write once more
+            raise write_error(path, error, len(str(os.getpid()))) from error
         for left_over in path.parent.glob(".*.tmp*"):  # of a run that was killed while writing
             left_over.unlink(missing_ok=True)
         yield
@@ -130,14 +139,48 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def write_together(files: dict[Path, bytes], stale: Iterable[Path] = ()) -> None:
+    """Write several files of one meaning; the last vouches for the others.
+
+    All are written under temporary names before any of the old ones is touched, so that a full
+    disk leaves those as they were. Then the old file that vouches goes, then the `stale` ones, and
+    the new files get their names in the order of `files`: killed in between, none vouches.
+    """
+    temporaries = {path: _temporary(path) for path in files}
+    size = sum(map(len, files.values()))
+    try:
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporaries[path].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in (list(files)[-1], *stale):
+            path.unlink(missing_ok=True)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+    except OSError as error:
+        for temporary in temporaries.values():
+            _discard(temporary)  # before free space is measured
+        raise write_error(path, error, size) from error
+    finally:
+        for temporary in temporaries.values():
+            _discard(temporary)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
+def json_bytes(value: object, indent: int | None = 1) -> bytes:
+    """Give `value` as UTF-8 JSON, a line at its end."""
+    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode()
+
+
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 1) -> None:
     """Write `value` to `path` as UTF-8 JSON, whole or not at all."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+    write_bytes(path, json_bytes(value, indent))
 
 
 def require_file(path: Path) -> None:

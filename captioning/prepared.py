@@ -33,12 +33,10 @@ from captioning.embeddings import EmbeddingMatrix
 from captioning.files import (
     InputError,
     exclusive,
+    json_bytes,
     read_json,
-    replacing,
     require_file,
-    write_bytes,
-    write_error,
-    write_json,
+    write_together,
 )
 from captioning.vocabulary import END, START, TOKENIZERS, Vocabulary
 
@@ -86,7 +84,7 @@ def write_captions(
 ) -> None:
     """Write all that the captions give: raw captions, tokens, vocabulary, `prepared.json`.
 
-    While it runs, and if it is killed, the folder counts as unfinished.
+    If it is killed or the disk is full, the folder is as it was or counts as unfinished.
 
     Args:
         folder: the prepared folder, made if need be; captions of an earlier run are replaced.
@@ -106,36 +104,26 @@ def write_captions(
 def _write_captions(
     folder: Path, dataset: CaptionDataset, vocabulary: Vocabulary, parameters: dict
 ) -> None:
-    _remove(folder / "prepared.json")
-    for stale in [*folder.glob("captions/*.jsonl"), *folder.glob("tokens/*.npz")]:
-        _remove(stale)
+    stale = [*folder.glob("captions/*.jsonl"), *folder.glob("tokens/*.npz")]
+    files = {}
     for split, images in dataset.splits.items():
-        _write_raw_captions(_captions_file(folder, split), images, dataset.captions)
+        files[_captions_file(folder, split)] = _raw_captions(images, dataset.captions)
         tokens = _encode(images, dataset.captions, vocabulary)
-        archive = io.BytesIO()
-        np.savez(
-            archive,
-            ids=tokens.ids,
-            offsets=tokens.offsets,
-            images=tokens.images,
-            vocabulary=np.array(vocabulary.fingerprint),
-        )
-        write_bytes(_tokens_file(folder, split), archive.getvalue())
-    vocabulary.save(folder / "vocabulary.json")
-    write_json(
-        folder / "prepared.json",
-        {
-            "version": VERSION,
-            "layout": dataset.layout,
-            "image_folder": _relative(dataset.image_folder, folder),
-            "split_origin": dataset.split_origin,
-            "summary": dataset.summary,
-            "splits": {split: len(images) for split, images in dataset.splits.items()},
-            "tokenizer": vocabulary.tokenizer,
-            "vocabulary": vocabulary.fingerprint,
-            "parameters": parameters,
-        },
-    )
+        files[_tokens_file(folder, split)] = _npz(tokens, vocabulary)
+    files[folder / "vocabulary.json"] = json_bytes(vocabulary.to_json(), indent=None)
+    description = {
+        "version": VERSION,
+        "layout": dataset.layout,
+        "image_folder": _relative(dataset.image_folder, folder),
+        "split_origin": dataset.split_origin,
+        "summary": dataset.summary,
+        "splits": {split: len(images) for split, images in dataset.splits.items()},
+        "tokenizer": vocabulary.tokenizer,
+        "vocabulary": vocabulary.fingerprint,
+        "parameters": parameters,
+    }
+    files[folder / "prepared.json"] = json_bytes(description)
+    write_together(files, stale)
 
 
 def write_embeddings(folder: str | os.PathLike, embedding: EmbeddingMatrix, source: str) -> None:
@@ -146,18 +134,20 @@ def write_embeddings(folder: str | os.PathLike, embedding: EmbeddingMatrix, sour
     """
     folder = Path(folder)
     with exclusive(folder):
-        _remove(folder / "embeddings.json")
-        with replacing(folder / "embeddings.npy", embedding.matrix.nbytes) as temporary:
-            np.save(temporary, embedding.matrix)
-        write_json(
-            folder / "embeddings.json",
+        array = io.BytesIO()
+        np.save(array, embedding.matrix)
+        description = {
+            "version": VERSION,
+            "source": source,
+            "dimension": embedding.matrix.shape[1],
+            "coverage": embedding.coverage(),
+            "vocabulary": embedding.vocabulary.fingerprint,
+        }
+        write_together(
             {
-                "version": VERSION,
-                "source": source,
-                "dimension": embedding.matrix.shape[1],
-                "coverage": embedding.coverage(),
-                "vocabulary": embedding.vocabulary.fingerprint,
-            },
+                folder / "embeddings.npy": array.getvalue(),
+                folder / "embeddings.json": json_bytes(description),
+            }
         )
 
 
@@ -281,16 +271,29 @@ def _tokens_file(folder: Path, split: str) -> Path:
     return folder / "tokens" / f"{split}.npz"
 
 
-def _write_raw_captions(path: Path, images: list[str], captions: dict[str, list[str]]) -> None:
-    """Write an image and its captions a line."""
+def _raw_captions(images: list[str], captions: dict[str, list[str]]) -> bytes:
+    """Give an image and its captions a line."""
     records = ({"image": image, "captions": captions[image]} for image in images)
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     # Half a surrogate pair, which UTF-8 lacks, becomes its JSON escape.
-    write_bytes(path, text.encode(errors="backslashreplace"))
+    return text.encode(errors="backslashreplace")
+
+
+def _npz(tokens: CaptionTokens, vocabulary: Vocabulary) -> bytes:
+    """Give the tokens, and the fingerprint of their vocabulary, as an archive of arrays."""
+    archive = io.BytesIO()
+    np.savez(
+        archive,
+        ids=tokens.ids,
+        offsets=tokens.offsets,
+        images=tokens.images,
+        vocabulary=np.array(vocabulary.fingerprint),
+    )
+    return archive.getvalue()
 
 
 def _parse_record(line: str, place: str) -> tuple[str, list[str]]:
-    """Read one line that `_write_raw_captions` wrote; `place` is named in errors."""
+    """Read one line that `_raw_captions` gave; `place` is named in errors."""
     try:
         record = json.loads(line)
         image, captions = record["image"], record["captions"]
@@ -348,14 +351,6 @@ def _relative(image_folder: Path, folder: Path) -> str:
         return Path(os.path.relpath(image_folder.resolve(), folder.resolve())).as_posix()
     except ValueError:  # on another drive
         return image_folder.resolve().as_posix()
-
-
-def _remove(path: Path) -> None:
-    """Remove `path` if it is there."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(path, error) from error
 
 
 def refuse_bomb(archive: np.lib.npyio.NpzFile, most: int) -> None:
