@@ -127,7 +127,9 @@ def run(main: Callable[[], int | None], interrupted: str, go_on: str = "") -> No
         status = 2
     except KeyboardInterrupt:
         print(f"\n{farewell}", file=sys.stderr)
-        status = 130
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)  # TensorFlow takes seconds to take itself apart
     except BrokenPipeError:  # the reader of stdout has gone, as in `| head`
         sys.stderr.close()
         status = 141
