@@ -89,11 +89,7 @@ def main() -> int:
 
 
 def list_images(places: list[str]) -> list[Path]:
-    """The files named, and the pictures in the folders named, in that order.
-
-    Raises:
-        InputError: a folder holds no picture.
-    """
+    """The files named, and the pictures in the folders named, in that order."""
     from PIL import Image
 
     suffixes = set(Image.registered_extensions())
@@ -109,9 +105,7 @@ def list_images(places: list[str]) -> list[Path]:
             and not path.name.startswith(".")
             and not path.is_dir()
         )
-        if not found:
-            raise InputError(f"{place}: no pictures in this folder")
-        paths += found
+        paths += found or [place]  # which is told as a folder without pictures
     return paths
 
 
