@@ -30,12 +30,16 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
 # ---- how input comes in: (script, folder of the case, what is bad there) -> status, stdout, stderr
 
 
+@pytest.fixture(scope="module")
+def loaded(tiny_checkpoint):
+    """The good model, loaded once and not for every picture."""
+    return Captioner.load(tiny_checkpoint)
+
+
 @pytest.fixture
-def enter(script, monkeypatch, capfd, tiny_checkpoint, photographs):
+def enter(script, monkeypatch, capfd, tiny_checkpoint, photographs, loaded):
     """Functions that hand a bad file or folder to the program, by kind."""
     load = Captioner.load
-    loaded = load(tiny_checkpoint)
-    # the good model is not loaded for every picture
     monkeypatch.setattr(
         Captioner,
         "load",
