@@ -368,6 +368,8 @@ def load_image(source: str | os.PathLike | Image.Image, size: int) -> np.ndarray
             f"{path}: too large ({_reason(error)}); at most {MAX_PIXELS:,} pixels are read, "
             "scale it down"
         ) from None
+    except MemoryError:
+        raise InputError(f"{path}: too large for the memory there is; scale it down") from None
     except Exception as error:  # Pillow's readers raise many kinds, for many kinds of damage
         raise InputError(f"{path}: damaged picture ({_reason(error)})") from None
 

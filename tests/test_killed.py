@@ -245,18 +245,31 @@ def test_the_second_of_two_runs_names_the_first(script, tiny_prepared, tmp_path)
         assert f"process {os.getpid()}" in err
 
 
-def test_two_pictures_saved_under_one_name_are_safe(
-    process, tiny_checkpoint, photographs, tmp_path
-):
+SAVE = """
+import sys
+import numpy as np
+from captioning.pictures import save_captioned
+for shade in range(10):
+    save_captioned(sys.argv[1], [np.full((20, 20, 3), shade, np.uint8)], ["a caption"])
+"""
+
+
+def test_two_runs_that_write_one_picture_leave_it_whole(tmp_path):
     out = tmp_path / "captioned.png"
-    command = ["test.py", "--model", tiny_checkpoint, "--save", out, "--image", photographs[0]]
-    both = [process(*command), process(*command)]
-    for running in both:
-        running.communicate(timeout=120)
+    both = [
+        subprocess.Popen([sys.executable, "-c", SAVE, out], cwd=ROOT, env={**os.environ})
+        for _ in range(2)
+    ]
+    looked = 0
+    while any(running.poll() is None for running in both):
+        if out.exists():
+            with Image.open(out) as picture:
+                picture.load()
+            looked += 1
+        time.sleep(0.005)
     assert [running.returncode for running in both] == [0, 0]
-    with Image.open(out) as picture:
-        picture.load()
-    assert not list(tmp_path.glob(".*.tmp*"))
+    assert looked
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
 # ---- Ctrl-C -------------------------------------------------------------------------------------
