@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from captioning.files import InputError
 
+LONGEST_COMMAND = 2000  # letters that are shown; thousands of pictures may have been named
 PATIENCE_SECONDS = 1.5  # from Ctrl-C until a process that is deep in native code is ended
 
 
@@ -67,7 +68,8 @@ def fraction(text: str) -> float:
 def _again(option: str) -> str:
     """The command that runs this program again, with `option` too if it is not empty."""
     added = [option] if option and option not in sys.argv else []
-    return shlex.join(["python", *sys.argv, *added])
+    command = shlex.join(["python", *sys.argv, *added])
+    return command if len(command) < LONGEST_COMMAND else " ".join(["the same command", *added])
 
 
 @contextlib.contextmanager
@@ -127,8 +129,7 @@ def run(main: Callable[[], int | None], interrupted: str, go_on: str = "") -> No
         status = 2
     except KeyboardInterrupt:
         print(f"\n{farewell}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        sys.stderr.flush()  # not stdout, whose reader may be waiting too; results are flushed
         os._exit(130)  # TensorFlow takes seconds to take itself apart
     except BrokenPipeError:  # the reader of stdout has gone, as in `| head`
         sys.stderr.close()

@@ -313,10 +313,13 @@ class TestCtrlC:
         err = interrupt(running)
         assert "finished features are kept, go on with\npython " in err
 
-    def test_in_decoding(self, process, tiny_checkpoint, photographs, moments, round_):
-        many = [photographs[0]] * 2000
+    def test_in_decoding(self, process, tiny_checkpoint, photographs, tmp_path, moments, round_):
+        many = tmp_path / "many"
+        many.mkdir()
+        for number in range(2000):
+            (many / f"{number}.png").symlink_to(photographs[0])
         beam = ["--beam-width", "100"]  # so that one step of TensorFlow takes a while
-        running = process("test.py", "--model", tiny_checkpoint, *beam, "--image", *many)
+        running = process("test.py", "--model", tiny_checkpoint, *beam, "--image", many)
         assert running.stdout.readline()
         time.sleep(moments.uniform(0, 2))
         err = interrupt(running)
