@@ -11,7 +11,7 @@ PIP = $(RUN) -m pip --disable-pip-version-check
 SHELL = /bin/bash
 .SHELLFLAGS = -euo pipefail -c
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint bench constraints clean
+.PHONY: help demo test lint bench torture fuzz audit constraints clean
 
 # The environment finds its packages in itself alone, whatever the user's shell has set.
 export PYTHONNOUSERSITE = 1
@@ -102,6 +102,34 @@ test: lint ## lint and all tests
 bench: $(VENV)/installed ## speed and memory against the usual way: docs/performance.md; QUICK=1 for less
 	@$(heading) 'Benchmark'
 	$(RUN) -m tests.benchmarks.bench $(if $(QUICK),--quick)
+
+KILLS = 30
+torture: $(VENV)/installed-dev ## kill, interrupt and fill up runs, 30 times each: half an hour
+	@$(heading) 'Torture: $(KILLS) kills'
+	KILLS=$(KILLS) $(RUN) -m pytest -s tests/test_killed.py tests/test_full_disk.py tests/test_memory.py
+
+INPUTS = 500000
+fuzz: $(VENV)/installed-dev ## mutated files for every reader, half a million of another seed each time
+	@$(heading) 'Fuzzing: $(INPUTS) inputs; what fails is kept in build/fuzz'
+	$(RUN) tests/fuzz.py --inputs $(INPUTS) --seed $${SEED:-$$RANDOM}
+
+# The tools live in an environment of their own, apart from what they look at.
+AUDIT = build/audit
+audit: $(VENV)/installed ## known holes and the licences of all that is installed (needs the network)
+	@$(heading) 'Audit'
+	@mkdir -p $(AUDIT)
+	@{ [ -x $(AUDIT)/venv/bin/pip-licenses ] || { $(PYTHON) -m venv $(AUDIT)/venv && \
+		$(AUDIT)/venv/bin/pip install --quiet pip-audit pip-licenses; }; } 2> $(AUDIT)/log \
+		|| { echo 'error: the tools cannot be installed; is there a network? See $(AUDIT)/log' >&2; exit 1; }
+	$(AUDIT)/venv/bin/pip-licenses --python $(RUN) --format=plain-vertical --no-license-path \
+		> $(AUDIT)/licences.txt
+	@$(AUDIT)/venv/bin/pip-licenses --python $(RUN) --summary --order=count
+	@echo 'every package with its licence: $(AUDIT)/licences.txt'
+	$(RUN) -m pip freeze --disable-pip-version-check | grep -v ' @ \|^-e' > $(AUDIT)/installed.txt
+	@$(AUDIT)/venv/bin/pip-audit --strict --requirement $(AUDIT)/installed.txt --no-deps \
+		--disable-pip > $(AUDIT)/holes.txt 2> $(AUDIT)/log && tail -n 1 $(AUDIT)/log \
+		|| { cat $(AUDIT)/holes.txt; [ -s $(AUDIT)/holes.txt ] || \
+		echo 'error: known holes cannot be looked up; is there a network? See $(AUDIT)/log' >&2; exit 1; }
 
 clean: ## remove the environment, the demo and all caches; data, prepared folders and weights stay
 	rm -rf $(VENV) demo build .pytest_cache .ruff_cache .hypothesis

@@ -139,6 +139,9 @@ def main() -> None:
         )
         if options.resume and trainer.resume():
             log(f"resumed after epoch {len(trainer.history)}")
+            plot_history(trainer.history, Path(options.output) / "curves.png")  # if killed before
+        elif options.resume and trainer.is_first_epoch_unfinished():
+            log("no epoch was finished yet, this is the first")
         elif trainer.has_state():
             remedy = "its resume.npz is gone" if options.resume else "add --resume to go on with it"
             raise InputError(
@@ -186,4 +189,4 @@ def log(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "stopped; the finished epochs are saved, add --resume to go on after them")
+    run(main, "stopped; the finished epochs are saved, go on with", go_on="--resume")

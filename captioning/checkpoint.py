@@ -58,7 +58,8 @@ class Checkpoint:
     def save(self, path: str | os.PathLike) -> None:
         """Write the checkpoint to `path` (`.keras`), whole or not at all."""
         self.describe()
-        with replacing(path) as temporary:
+        size = 4 * self.model.count_params()  # bytes, but for some kilobytes
+        with replacing(path, size) as temporary:
             self.model.save(temporary)
 
     @classmethod

@@ -4,11 +4,17 @@ import argparse
 import contextlib
 import math
 import os
+import shlex
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 
 from captioning.files import InputError
+
+LONGEST_COMMAND = 2000  # letters that are shown; thousands of pictures may have been named
+PATIENCE_SECONDS = 1.5  # from Ctrl-C until a process that is deep in native code is ended
 
 
 def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
@@ -59,27 +65,72 @@ def fraction(text: str) -> float:
     return value
 
 
-def run(main: Callable[[], int | None], interrupted: str = "stopped") -> None:
+def _again(option: str) -> str:
+    """The command that runs this program again, with `option` too if it is not empty."""
+    added = [option] if option and option not in sys.argv else []
+    command = shlex.join(["python", *sys.argv, *added])
+    return command if len(command) < LONGEST_COMMAND else " ".join(["the same command", *added])
+
+
+@contextlib.contextmanager
+def _stopping_at_once(farewell: str) -> Iterator[None]:
+    """Within the block, end the process soon after Ctrl-C even if Python does not get to run.
+
+    KeyboardInterrupt is raised between two steps of Python, and one step of TensorFlow may take
+    minutes. All files are written whole or not at all, so it is safe to leave without clearing up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended, told = os.pipe()
+    os.set_blocking(told, False)
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    finished = threading.Event()
+
+    def watch() -> None:
+        while number := os.read(ended, 1):
+            if number[0] == signal.SIGINT and not finished.wait(PATIENCE_SECONDS):
+                os.write(2, f"\n{farewell}\n".encode())
+                os._exit(130)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        signal.set_wakeup_fd(before)
+        os.close(told)
+        watcher.join()
+        os.close(ended)
+
+
+def run(main: Callable[[], int | None], interrupted: str, go_on: str = "") -> None:
     """Call `main` and exit with its status; 2 for what the user can mend, 130 for Ctrl-C.
 
     Args:
         main: the script; returns the exit status, None for 0.
-        interrupted: what to tell the user on Ctrl-C: what is saved and how to go on.
+        interrupted: what to tell the user on Ctrl-C, above the command that was given: what is
+            saved, and what that command does now.
+        go_on: an option that it needs for that.
     """
+    farewell = f"{interrupted}\n{_again(go_on)}"
     if sys.stdout is None:
         print("error: stdout is closed; results have nowhere to go", file=sys.stderr)
         sys.exit(2)
     # a file name that is not UTF-8 is printed with escapes, which JSON reads too
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = main() or 0
+        with _stopping_at_once(farewell):
+            status = main() or 0
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
-        status = 130
+        print(f"\n{farewell}", file=sys.stderr)
+        sys.stderr.flush()  # not stdout, whose reader may be waiting too; results are flushed
+        os._exit(130)  # TensorFlow takes seconds to take itself apart
     except BrokenPipeError:  # the reader of stdout has gone, as in `| head`
         sys.stderr.close()
         status = 141
@@ -87,7 +138,8 @@ def run(main: Callable[[], int | None], interrupted: str = "stopped") -> None:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except Exception as error:
-        if type(error).__name__ not in ("MemoryError", "ResourceExhaustedError"):  # TensorFlow's
+        too_much = isinstance(error, MemoryError)  # NumPy's too
+        if not too_much and type(error).__name__ != "ResourceExhaustedError":  # TensorFlow's
             raise
         print(
             "error: out of memory; ask for less (--batch-size, --units, --beam-width) or close "

@@ -182,7 +182,7 @@ def _links_inside(link: str, root: str) -> bool:
     return target.is_relative_to(root) and target.is_file()
 
 
-def _leads_outside(name: str) -> bool:
+def leads_outside(name: str) -> bool:
     """Whether an image name is absolute or climbs, by the rules of this system or Windows'."""
     path = PureWindowsPath(name)  # it takes both slashes
     return bool(path.drive or path.root) or ".." in path.parts
@@ -287,7 +287,7 @@ def _keep_existing(
     for name, texts in captions.items():
         if name in images:
             existing[name] = texts
-        elif _leads_outside(name):
+        elif leads_outside(name):
             quirks.count("caption rows whose image name leads outside (refused)", len(texts))
         else:
             quirks.count("caption rows whose image is missing (skipped)", len(texts))

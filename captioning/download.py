@@ -26,7 +26,7 @@ from urllib.parse import urljoin, urlsplit
 
 from tqdm import tqdm
 
-from captioning.files import InputError, read_json, write_error, write_json
+from captioning.files import InputError, exclusive, read_json, write_error, write_json
 
 SOURCE = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/"
 
@@ -100,49 +100,56 @@ def download_flickr8k(folder: Path, source: str = SOURCE) -> None:
 
     Raises:
         InputError: `source` is not https, cannot be reached or sends unsound archives; `folder`
-            is not empty or cannot be written.
+            is not empty, cannot be written, or is being filled by another run.
     """
     source = source.rstrip("/") + "/"
     _require_secure(source)
     target = Path(os.path.realpath(folder))
     work = work_folder(folder)
-    staging = work / "unpacked"
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise InputError(
                 f"{folder}: is there already but holds no data set of a known layout;"
                 " choose another folder or remove this one"
             )
-        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
-        staging.mkdir(parents=True)
-        for archive in ARCHIVES:
-            arrived = work / f"{archive.name}.part"
+        with exclusive(work):
+            staging = work / "unpacked"
             try:
-                fetch(urljoin(source, archive.name), arrived)
-            except TransferError as error:
-                raise InputError(
-                    f"cannot reach {urlsplit(source).hostname}: {error}; get the two archives"
-                    f" by other means and unpack them into {folder}"
-                ) from error
-            try:
-                check_archive(arrived, archive.md5 if source == SOURCE else None)
-            except InputError:
-                arrived.unlink()  # resuming it would only repeat the error
-                raise
-        for archive in ARCHIVES:
-            unpack(work / f"{archive.name}.part", staging / archive.folder)
-        if target.exists():
-            target.rmdir()
-        staging.rename(target)
-        shutil.rmtree(work)
+                shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+                _fetch_all(folder, source)
+                for archive in ARCHIVES:
+                    unpack(work / f"{archive.name}.part", staging / archive.folder)
+                if target.exists():
+                    target.rmdir()
+                staging.rename(target)
+                shutil.rmtree(work)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+                (work / ".lock").unlink(missing_ok=True)
     except OSError as error:
         raise write_error(folder, error) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        with contextlib.suppress(OSError):  # they stay if they hold anything
-            work.rmdir()
-        with contextlib.suppress(OSError):
-            work.parent.rmdir()
+        for empty in (work, work.parent):  # they stay if they hold anything
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+
+
+def _fetch_all(folder: Path, source: str) -> None:
+    """Bring all archives from below `source` to the work folder of `folder`, and check them."""
+    for archive in ARCHIVES:
+        arrived = work_folder(folder) / f"{archive.name}.part"
+        try:
+            fetch(urljoin(source, archive.name), arrived)
+        except TransferError as error:
+            raise InputError(
+                f"cannot reach {urlsplit(source).hostname}: {error}; get the two archives"
+                f" by other means and unpack them into {folder}"
+            ) from error
+        try:
+            check_archive(arrived, archive.md5 if source == SOURCE else None)
+        except InputError:
+            arrived.unlink()  # resuming it would only repeat the error
+            raise
 
 
 # ---- the transfer -------------------------------------------------------------------------------
@@ -156,12 +163,15 @@ def fetch(url: str, path: Path) -> None:
 
     Raises:
         TransferError: the server cannot be reached, refuses, or breaks off time and again.
-        OSError: `path` cannot be written.
+        InputError: `path` cannot be written.
     """
     most, fruitless = _size(path), 0
     while True:
         try:
             return _transfer(url, path)
+        except OSError as error:  # of the disk; those of the network are TransferErrors
+            length = _read_state(_state_file(path), url).get("length")
+            raise write_error(path, error, length and length - _size(path)) from error
         except TransferError as error:
             if isinstance(error, StalePartError):
                 path.unlink(missing_ok=True)
@@ -174,7 +184,7 @@ def fetch(url: str, path: Path) -> None:
 
 def _transfer(url: str, path: Path) -> None:
     """One attempt of :func:`fetch`."""
-    state_file = path.with_name(f"{path.name}.json")
+    state_file = _state_file(path)
     state = _read_state(state_file, url)
     present = _size(path) if state else 0
     if present and present == state["length"]:
@@ -203,6 +213,10 @@ def _transfer(url: str, path: Path) -> None:
             progress.update(len(chunk))
     if length is not None and received != length:
         raise TransferError(f"the transfer broke off after {received:,} of {length:,} bytes")
+
+
+def _state_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
 
 
 def _read_state(state_file: Path, url: str) -> dict:
@@ -350,10 +364,14 @@ def unpack(path: Path, folder: Path) -> None:
     The `__MACOSX` members, which the usual archives carry, are left out.
 
     Raises:
-        OSError: `folder` cannot be written.
+        InputError: `folder` cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
         for member in tqdm(archive.infolist(), desc=f"unpacking {path.stem}", unit="file"):
             if PurePosixPath(member.filename).parts[:1] != ("__MACOSX",):
-                archive.extract(member, folder)
+                try:
+                    archive.extract(member, folder)
+                except OSError as error:
+                    raise write_error(folder / member.filename, error, size) from error

@@ -223,10 +223,13 @@ def _read_binary(path: Path, words: Sequence[str]) -> WordVectors:
     from gensim.models.fasttext import load_facebook_vectors  # slow to import
 
     try:
-        model = load_facebook_vectors(str(path.resolve()))
+        with np.errstate(all="ignore"):  # what is no number is refused below
+            model = load_facebook_vectors(str(path.resolve()))
     except MemoryError:
         raise InputError(f"{path}: too big for this machine's memory; use the .vec file") from None
-    except (AssertionError, EOFError, ValueError, struct.error) as error:
+    except OSError:
+        raise
+    except Exception as error:  # gensim raises many kinds, for many kinds of damage
         raise InputError(f"{path}: damaged FastText model ({error}); get it anew") from error
 
     vectors, from_subwords = {}, set()
@@ -234,7 +237,8 @@ def _read_binary(path: Path, words: Sequence[str]) -> WordVectors:
         if word not in model.key_to_index:  # `word in model` is true for every word
             from_subwords.add(word)
         try:
-            vector = model.get_vector(word)
+            with np.errstate(all="ignore"):
+                vector = model.get_vector(word)
         except KeyError:  # a model trained without subwords
             continue
         if vector.any():  # a word too short for subwords gets zeros

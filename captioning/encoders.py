@@ -344,7 +344,13 @@ def load_image(source: str | os.PathLike | Image.Image, size: int) -> np.ndarray
     path = Path(source)
     try:
         if not path.is_file():  # opening a pipe would wait for ever
-            kind = "a folder" if path.is_dir() else "no file" if path.exists() else "no such file"
+            kind = (
+                "a folder without pictures"
+                if path.is_dir()
+                else "no file"
+                if path.exists()
+                else "no such file"
+            )
             raise InputError(f"{path}: {kind}; expected a picture")
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -364,6 +370,8 @@ def load_image(source: str | os.PathLike | Image.Image, size: int) -> np.ndarray
             f"{path}: too large ({_reason(error)}); at most {MAX_PIXELS:,} pixels are read, "
             "scale it down"
         ) from None
+    except MemoryError:
+        raise InputError(f"{path}: too large for the memory there is; scale it down") from None
     except Exception as error:  # Pillow's readers raise many kinds, for many kinds of damage
         raise InputError(f"{path}: damaged picture ({_reason(error)})") from None
 

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -304,11 +303,7 @@ def _new_arrays(folder: Path, plan: dict) -> dict[str, np.memmap]:
             needed = sum(
                 math.prod(shape) * np.dtype(kind).itemsize for shape, kind in layout.values()
             )
-            free = shutil.disk_usage(folder).free
-            raise InputError(
-                f"{write_error(path, error)}\n"
-                f"{needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
-            ) from None
+            raise write_error(path, error, needed) from None
     return arrays
 
 

@@ -10,8 +10,11 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+MAX_JSON_BYTES = 100_000_000  # a vocabulary of a million words has 30 MB
 
 
 class InputError(ValueError):
@@ -23,17 +26,21 @@ class InputError(ValueError):
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
     The temporary file keeps the suffix of `path` (libraries choose formats by it). If the block
     raises, the temporary file is removed and `path` is left as it was.
 
+    Args:
+        path: the file to write.
+        size: about how many bytes that takes, to be told if the disk is full.
+
     Raises:
         InputError: the folder cannot be written or the disk is full; names the file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -41,10 +48,19 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise write_error(path, error) from error
+        _discard(temporary)  # before free space is measured
+        raise write_error(path, error, size) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _discard(temporary)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -72,19 +88,32 @@ def exclusive(folder: str | os.PathLike) -> Iterator[None]:
                 f"{folder}: in use by another run (process {holder}); "
                 "wait for it, stop it, or choose another folder"
             ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                file.close()  # which tries to write once more
+            raise write_error(path, error, len(str(os.getpid()))) from error
         for left_over in path.parent.glob(".*.tmp*"):  # of a run that was killed while writing
             left_over.unlink(missing_ok=True)
         yield
 
 
-def write_error(path: str | os.PathLike, error: OSError) -> InputError:
-    """Turn the operating system's refusal to write `path` into a message with a remedy."""
+def write_error(path: str | os.PathLike, error: OSError, size: int | None = None) -> InputError:
+    """Turn the operating system's refusal to write `path` into a message with a remedy.
+
+    Args:
+        path: the file.
+        error: the refusal.
+        size: the bytes that `path` needs, if they are known.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         remedy = "free some space (or raise the limit) and run the same command again"
+        if size is not None:
+            remedy = f"{_megabytes(size)} are needed, {_free(path)} are free; {remedy}"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "choose a folder you may write to"
     else:
@@ -92,15 +121,72 @@ def write_error(path: str | os.PathLike, error: OSError) -> InputError:
     return InputError(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
 
 
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.2f} MB"
+
+
+def _free(path: str | os.PathLike) -> str:
+    """The space on the disk of `path`, or of the nearest folder above it that is there."""
+    for folder in Path(path).absolute().parents:
+        with contextlib.suppress(OSError):
+            return _megabytes(shutil.disk_usage(folder).free)
+    return "0 MB"
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with replacing(path, len(data)) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_together(files: dict[Path, bytes], stale: Iterable[Path] = ()) -> None:
+    """Write several files of one meaning; the last vouches for the others.
+
+    All are written under temporary names before any of the old ones is touched, so that a full
+    disk leaves those as they were. Then the old file that vouches goes, then the `stale` ones, and
+    the new files get their names in the order of `files`: killed in between, none vouches.
+    """
+    temporaries = {path: _temporary(path) for path in files}
+    size = sum(map(len, files.values()))
+    try:
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporaries[path].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in (list(files)[-1], *stale):
+            path.unlink(missing_ok=True)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+    except OSError as error:
+        for temporary in temporaries.values():
+            _discard(temporary)  # before free space is measured
+        raise write_error(path, error, size) from error
+    finally:
+        for temporary in temporaries.values():
+            _discard(temporary)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode("utf-8"))
+
+
+def json_bytes(value: object, indent: int | None = 1) -> bytes:
+    """Give `value` as UTF-8 JSON, a line at its end."""
+    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode()
 
 
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 1) -> None:
     """Write `value` to `path` as UTF-8 JSON, whole or not at all."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+    write_bytes(path, json_bytes(value, indent))
+
+
+def require_file(path: Path) -> None:
+    """Raise InputError if `path` is there and no file: opening a pipe would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: a folder or a device, expected a file; remove it")
 
 
 def read_json(path: str | os.PathLike, made_by: str) -> object:
@@ -111,7 +197,15 @@ def read_json(path: str | os.PathLike, made_by: str) -> object:
     """
     path = Path(path)
     try:
+        require_file(path)
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(
+                f"{path}: {path.stat().st_size / 1e6:,.0f} MB, expected at most "
+                f"{MAX_JSON_BYTES / 1e6:,.0f} MB of JSON; write it anew with {made_by}"
+            )
         return json.loads(path.read_text(encoding="utf-8"))
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it is written by {made_by}") from None
     except (OSError, ValueError, RecursionError) as error:

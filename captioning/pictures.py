@@ -1,14 +1,16 @@
 """Drawn results: training curves, and photographs with their captions."""
 
+import io
 import os
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captioning.files import replacing
+from captioning.files import write_bytes
 
 COLUMNS = 5  # of attention maps, and of pictures in a large sheet
 FEW = 9  # pictures; so many are laid out three in a row
@@ -53,7 +55,9 @@ def save_captioned(
     for axes, picture, text in zip(grid, pictures, texts, strict=False):
         axes.imshow(picture)
         axes.set(xticks=[], yticks=[])
-        axes.set_xlabel(text, size=size)  # a label, and not free text: the layout makes room
+        axes.set_xlabel(
+            text, size=size, parse_math=False
+        )  # a label, and not free text: the layout makes room
         axes.spines[:].set_visible(False)
     _save(figure, path)
 
@@ -72,7 +76,7 @@ def save_attention(
     words = caption.split()
     rows = -(-(len(words) + 1) // COLUMNS)
     figure = Figure(figsize=(2.4 * COLUMNS, 2.6 * rows + 0.6), layout="constrained")
-    figure.suptitle(caption, size=CAPTION_SIZE)
+    figure.suptitle(caption, size=CAPTION_SIZE, parse_math=False)
     grid = np.atleast_1d(figure.subplots(rows, COLUMNS)).ravel()
     for axes in grid:
         axes.axis("off")
@@ -82,10 +86,11 @@ def save_attention(
         light = Image.fromarray(weights.astype(np.float32)).resize((width, height), Image.BICUBIC)
         light = np.clip(np.asarray(light) / weights.max(), 0.15, 1)[..., None]
         axes.imshow((picture * light).astype(np.uint8))
-        axes.set_title(word, size=11)
+        axes.set_title(word, size=11, parse_math=False)
     _save(figure, path)
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format=Path(path).suffix[1:])
+    write_bytes(path, picture.getvalue())

@@ -20,6 +20,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "font.size": 10,
     "text.color": INK,
+    "text.parse_math": False,  # a caption's dollar signs are no formulas
     "figure.titlesize": 11,
     "figure.titleweight": "bold",
     "axes.titlesize": 11,

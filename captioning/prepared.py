@@ -14,6 +14,7 @@ and is compared on reading, so that pieces of two runs are never mixed.
 """
 
 import contextlib
+import io
 import json
 import os
 import zipfile
@@ -27,12 +28,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from captioning.dataset import CaptionDataset
+from captioning.dataset import CaptionDataset, leads_outside
 from captioning.embeddings import EmbeddingMatrix
-from captioning.files import InputError, read_json, replacing, write_error, write_json
+from captioning.files import (
+    InputError,
+    exclusive,
+    json_bytes,
+    read_json,
+    require_file,
+    write_together,
+)
 from captioning.vocabulary import END, START, TOKENIZERS, Vocabulary
 
 VERSION = 1
+MAX_TOKEN_BYTES = 2_000_000_000  # a million captions have 60 MB
 MADE_BY = "caption_extraction.ipynb"
 REMEDY = f"run {MADE_BY} again"
 
@@ -75,7 +84,7 @@ def write_captions(
 ) -> None:
     """Write all that the captions give: raw captions, tokens, vocabulary, `prepared.json`.
 
-    While it runs, and if it is killed, the folder counts as unfinished.
+    If it is killed or the disk is full, the folder is as it was or counts as unfinished.
 
     Args:
         folder: the prepared folder, made if need be; captions of an earlier run are replaced.
@@ -84,62 +93,62 @@ def write_captions(
         parameters: the settings of the run, kept for the reader.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or another run is writing it.
     """
     if not os.fspath(folder):
         raise InputError("the prepared folder has no name; give one, such as prepared")
-    folder = Path(folder)
-    _remove(folder / "prepared.json")
-    for stale in [*folder.glob("captions/*.jsonl"), *folder.glob("tokens/*.npz")]:
-        _remove(stale)
+    with exclusive(folder):
+        _write_captions(Path(folder), dataset, vocabulary, parameters)
+
+
+def _write_captions(
+    folder: Path, dataset: CaptionDataset, vocabulary: Vocabulary, parameters: dict
+) -> None:
+    stale = [*folder.glob("captions/*.jsonl"), *folder.glob("tokens/*.npz")]
+    files = {}
     for split, images in dataset.splits.items():
-        _write_raw_captions(_captions_file(folder, split), images, dataset.captions)
+        files[_captions_file(folder, split)] = _raw_captions(images, dataset.captions)
         tokens = _encode(images, dataset.captions, vocabulary)
-        with replacing(_tokens_file(folder, split)) as temporary:
-            np.savez(
-                temporary,
-                ids=tokens.ids,
-                offsets=tokens.offsets,
-                images=tokens.images,
-                vocabulary=np.array(vocabulary.fingerprint),
-            )
-    vocabulary.save(folder / "vocabulary.json")
-    write_json(
-        folder / "prepared.json",
-        {
-            "version": VERSION,
-            "layout": dataset.layout,
-            "image_folder": _relative(dataset.image_folder, folder),
-            "split_origin": dataset.split_origin,
-            "summary": dataset.summary,
-            "splits": {split: len(images) for split, images in dataset.splits.items()},
-            "tokenizer": vocabulary.tokenizer,
-            "vocabulary": vocabulary.fingerprint,
-            "parameters": parameters,
-        },
-    )
+        files[_tokens_file(folder, split)] = _npz(tokens, vocabulary)
+    files[folder / "vocabulary.json"] = json_bytes(vocabulary.to_json(), indent=None)
+    description = {
+        "version": VERSION,
+        "layout": dataset.layout,
+        "image_folder": _relative(dataset.image_folder, folder),
+        "split_origin": dataset.split_origin,
+        "summary": dataset.summary,
+        "splits": {split: len(images) for split, images in dataset.splits.items()},
+        "tokenizer": vocabulary.tokenizer,
+        "vocabulary": vocabulary.fingerprint,
+        "parameters": parameters,
+    }
+    files[folder / "prepared.json"] = json_bytes(description)
+    write_together(files, stale)
 
 
 def write_embeddings(folder: str | os.PathLike, embedding: EmbeddingMatrix, source: str) -> None:
     """Write the embedding matrix; `source` tells where the vectors came from.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or another run is writing it.
     """
     folder = Path(folder)
-    _remove(folder / "embeddings.json")
-    with replacing(folder / "embeddings.npy") as temporary:
-        np.save(temporary, embedding.matrix)
-    write_json(
-        folder / "embeddings.json",
-        {
+    with exclusive(folder):
+        array = io.BytesIO()
+        np.save(array, embedding.matrix)
+        description = {
             "version": VERSION,
             "source": source,
             "dimension": embedding.matrix.shape[1],
             "coverage": embedding.coverage(),
             "vocabulary": embedding.vocabulary.fingerprint,
-        },
-    )
+        }
+        write_together(
+            {
+                folder / "embeddings.npy": array.getvalue(),
+                folder / "embeddings.json": json_bytes(description),
+            }
+        )
 
 
 class Prepared:
@@ -223,6 +232,7 @@ class Prepared:
             path.open("rb") as file,
             np.load(file, allow_pickle=False) as archive,
         ):
+            refuse_bomb(archive, MAX_TOKEN_BYTES)
             tokens = CaptionTokens(archive["ids"], archive["offsets"], archive["images"])
             fingerprint = str(archive["vocabulary"])
         self._check_fingerprint(path, fingerprint)
@@ -261,20 +271,29 @@ def _tokens_file(folder: Path, split: str) -> Path:
     return folder / "tokens" / f"{split}.npz"
 
 
-def _write_raw_captions(path: Path, images: list[str], captions: dict[str, list[str]]) -> None:
-    """Write an image and its captions a line."""
-    with (
-        replacing(path) as temporary,
-        # Half a surrogate pair, which UTF-8 lacks, becomes its JSON escape.
-        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
-    ):
-        for image in images:
-            record = {"image": image, "captions": captions[image]}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+def _raw_captions(images: list[str], captions: dict[str, list[str]]) -> bytes:
+    """Give an image and its captions a line."""
+    records = ({"image": image, "captions": captions[image]} for image in images)
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    # Half a surrogate pair, which UTF-8 lacks, becomes its JSON escape.
+    return text.encode(errors="backslashreplace")
+
+
+def _npz(tokens: CaptionTokens, vocabulary: Vocabulary) -> bytes:
+    """Give the tokens, and the fingerprint of their vocabulary, as an archive of arrays."""
+    archive = io.BytesIO()
+    np.savez(
+        archive,
+        ids=tokens.ids,
+        offsets=tokens.offsets,
+        images=tokens.images,
+        vocabulary=np.array(vocabulary.fingerprint),
+    )
+    return archive.getvalue()
 
 
 def _parse_record(line: str, place: str) -> tuple[str, list[str]]:
-    """Read one line that `_write_raw_captions` wrote; `place` is named in errors."""
+    """Read one line that `_raw_captions` gave; `place` is named in errors."""
     try:
         record = json.loads(line)
         image, captions = record["image"], record["captions"]
@@ -282,6 +301,8 @@ def _parse_record(line: str, place: str) -> tuple[str, list[str]]:
         image, captions = None, None
     if not isinstance(image, str) or not isinstance(captions, list):
         raise InputError(f"{place}: not an image with its captions; {REMEDY}")
+    if leads_outside(image):
+        raise InputError(f"{place}: {image!r} leads out of the image folder; {REMEDY}")
     if not all(isinstance(caption, str) for caption in captions):
         raise InputError(f"{place}: a caption is not text; {REMEDY}")
     return image, captions
@@ -332,18 +353,18 @@ def _relative(image_folder: Path, folder: Path) -> str:
         return image_folder.resolve().as_posix()
 
 
-def _remove(path: Path) -> None:
-    """Remove `path` if it is there."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(path, error) from error
+def refuse_bomb(archive: np.lib.npyio.NpzFile, most: int) -> None:
+    """Raise ValueError if the arrays of an `.npz` file would take more than `most` bytes."""
+    size = sum(member.file_size for member in archive.zip.infolist())
+    if size > most:
+        raise ValueError(f"it unpacks to {size / 1e9:,.1f} GB")
 
 
 @contextlib.contextmanager
 def _damage_reported(path: Path) -> Iterator[None]:
     """Turn whatever a missing or damaged file raises on reading into an InputError."""
     try:
+        require_file(path)
         yield
     except InputError:
         raise

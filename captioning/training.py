@@ -27,7 +27,7 @@ from captioning.checkpoint import Checkpoint
 from captioning.features import FeatureCache
 from captioning.files import InputError, replacing, write_text
 from captioning.model import MergeDecoder, ModelConfig
-from captioning.prepared import Prepared
+from captioning.prepared import Prepared, refuse_bomb
 from captioning.self_critical import SelfCritic, self_critical_loss
 
 STATE_FILE = "resume.npz"
@@ -35,6 +35,7 @@ HISTORY_FILE = "history.csv"
 BEST_FILE = "best.keras"
 SELF_CRITICAL_WARMUP = 100  # updates
 SELF_CRITICAL_CLIP_NORM = 1.0  # sampled gradients are noisy; none may throw the model far
+MAX_FACTS_BYTES = 100_000_000  # of settings and history in the state
 DIVERGED = 500.0  # nats a word; to know nothing costs log(words), less than 14
 
 
@@ -193,6 +194,8 @@ class Trainer:
             if not zipfile.is_zipfile(path):
                 raise ValueError("not an .npz archive")
             with path.open("rb") as file, np.load(file, allow_pickle=False) as state:
+                needed = sum(variable.numpy().nbytes for variable in variables)
+                refuse_bomb(state, needed + MAX_FACTS_BYTES)
                 facts = json.loads(str(state["facts"]))
                 settings, history = dict(facts["settings"]), list(facts["history"])
                 self._check_settings(path, settings)
@@ -222,6 +225,22 @@ class Trainer:
         names = (STATE_FILE, HISTORY_FILE, BEST_FILE)
         return any((self.output / name).exists() for name in names) or any(
             self.output.glob("epoch-*.keras")
+        )
+
+    def is_first_epoch_unfinished(self) -> bool:
+        """Whether a run was killed here before its first epoch was saved as a whole.
+
+        Nothing is lost then if it begins anew.
+        """
+        history = self.output / HISTORY_FILE
+        rows = len(history.read_text(encoding="utf-8").splitlines()) - 1 if history.exists() else 0
+        checkpoints = [path.name for path in self.output.glob("epoch-*.keras")]
+        if not checkpoints and (self.output / BEST_FILE).exists():
+            return False
+        return (
+            rows <= 1
+            and checkpoints in ([], [_checkpoint_name(1)])
+            and not (self.output / STATE_FILE).exists()
         )
 
     def epochs(self) -> Iterator[tuple[dict, str]]:
@@ -359,7 +378,7 @@ class Trainer:
             "history": self.history,
         }
         checkpoint = dataclasses.replace(self.checkpoint, facts=facts)
-        checkpoint.save(self.output / f"epoch-{epoch:03}.keras")
+        checkpoint.save(self.output / _checkpoint_name(epoch))
         if self.best_epoch == epoch:
             checkpoint.save(self.output / BEST_FILE)
         text = io.StringIO()
@@ -369,7 +388,8 @@ class Trainer:
         write_text(self.output / HISTORY_FILE, text.getvalue())
         facts = {"settings": self._settings(), "history": self.history}
         values = {f"variable-{n}": v.numpy() for n, v in enumerate(self._state_variables())}
-        with replacing(self.output / STATE_FILE) as temporary:
+        size = sum(value.nbytes for value in values.values())
+        with replacing(self.output / STATE_FILE, size) as temporary:
             np.savez(temporary, facts=np.array(json.dumps(facts)), **values)
 
     def _settings(self) -> dict:
@@ -388,6 +408,10 @@ class Trainer:
         """What an epoch starts from: all weights and the optimisers' moments."""
         critical = self._critic_optimizer.variables if self._critic else []
         return [*self.model.weights, *self.optimizer.variables, *critical]
+
+
+def _checkpoint_name(epoch: int) -> str:
+    return f"epoch-{epoch:03}.keras"
 
 
 def _optimizer(

@@ -1,6 +1,10 @@
 """Tiny data, a tiny encoder and tiny trained models that several test files share."""
 
 import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -15,6 +19,7 @@ from captioning.files import write_json
 from captioning.prepared import write_captions, write_embeddings
 from captioning.vocabulary import Vocabulary, tokenize
 
+ROOT = Path(__file__).resolve().parent.parent
 DIMENSION = 6  # of the word vectors
 ENCODER = {
     "name": "synthetic",
@@ -210,3 +215,57 @@ def photographs(tmp_path_factory):
 def without_meteor(monkeypatch):
     """Leave METEOR out, as where there is no Java: it takes seconds to start."""
     monkeypatch.setattr("captioning.metrics.meteor", lambda *_: None)
+
+
+@pytest.fixture
+def script(monkeypatch, capfd, tmp_path):
+    """A function that runs a script in this process, in an empty folder.
+
+    It returns status, stdout and stderr; TensorFlow is not imported anew.
+    """
+    folder = tmp_path / "working folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return exit_.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def process(tmp_path):
+    """A function that starts a script in a process of its own; what still runs is killed."""
+    started = []
+
+    def start(name, *arguments):
+        # A shell starts what it runs in the background deaf to Ctrl-C, and so its children.
+        code = (
+            "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            f"sys.argv = sys.argv[1:]; runpy.run_path({str(ROOT / name)!r}, run_name='__main__')"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
+        environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+        command = [sys.executable, "-c", code, name, *map(str, arguments)]
+        running = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a group of its own, as a terminal's Ctrl-C meets it
+        )
+        started.append(running)
+        return running
+
+    yield start
+    for running in started:
+        running.kill()
+        running.communicate()

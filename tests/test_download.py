@@ -238,7 +238,8 @@ def test_a_redirect_on_this_machine_is_followed(server, tmp_path, big):
     assert (tmp_path / "big").read_bytes() == big
 
 
-def test_interrupting_keeps_what_has_arrived_and_the_same_command_resumes(server, tmp_path):
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL], ids=lambda ending: ending.name)
+def test_interrupting_keeps_what_has_arrived_and_the_same_command_resumes(server, tmp_path, ending):
     server.faults = [None, "stall"]
     target = tmp_path / "flickr8k"
     arguments = ["download", "--to", str(target), "--from", server.url]
@@ -255,11 +256,15 @@ def test_interrupting_keeps_what_has_arrived_and_the_same_command_resumes(server
     while not (part.exists() and part.stat().st_size > half - 2 * download.CHUNK_BYTES):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    if ending == signal.SIGKILL:  # meanwhile, another run keeps away
+        with pytest.raises(InputError, match=rf"in use by another run \(process {process.pid}\)"):
+            download_flickr8k(target, server.url)
+    process.send_signal(ending)
     _, err = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert f"interrupted; what has arrived is kept in {part.parent}" in err
-    assert "Traceback" not in err
+    if ending == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"interrupted; what has arrived is kept in {part.parent}" in err
+        assert "Traceback" not in err
     assert not target.exists()
     kept = part.stat().st_size
     assert 0 < kept <= half

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -123,17 +124,56 @@ def test_a_second_run_leaves_nothing_of_the_first(folder, tmp_path):
     assert len(prepared.embeddings()) == len(other)
 
 
-def test_a_run_that_dies_leaves_the_folder_unfinished(folder, tmp_path, monkeypatch):
-    def die(self, path):
-        raise KeyboardInterrupt
+class Killed(BaseException):
+    """Stands for the end of the process: nothing may catch it."""
 
-    monkeypatch.setattr(Vocabulary, "save", die)
-    with pytest.raises(KeyboardInterrupt):
-        write_captions(folder, dataset(tmp_path), vocabulary("dev"), {})
-    with pytest.raises(
-        InputError, match=r"prepared\.json: no such file.*caption_extraction\.ipynb"
-    ):
-        Prepared(folder)
+
+@pytest.mark.parametrize(
+    ("owner", "function"), [(os, "fsync"), (Path, "replace"), (Path, "unlink")]
+)
+def test_killed_at_any_step_the_folder_is_old_or_new_or_unfinished(
+    folder, tmp_path, owner, function
+):
+    """Never a mixture: the second run keeps the words and changes the captions."""
+    original, other = getattr(owner, function), dataset(tmp_path, {"train": SPLITS["dev"]})
+    old, seen = [["train", "dev"], Prepared(folder).references("train")], set()
+    new = [["train"], [other.captions[image] for image in SPLITS["dev"]]]
+    for fatal in range(1, 50):
+        cut, count = tmp_path / f"cut{fatal}", 0
+        shutil.copytree(folder, cut)
+
+        def counting(*arguments, fatal=fatal, **keywords):
+            nonlocal count
+            count += 1
+            if count == fatal:
+                raise Killed
+            return original(*arguments, **keywords)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, function, counting)
+            try:
+                write_captions(cut, other, vocabulary("train"), {})
+                finished = True
+            except Killed:
+                finished = False
+        try:
+            prepared = Prepared(cut)
+        except InputError as error:
+            assert "caption_extraction.ipynb" in str(error)
+            seen.add("unfinished")
+        else:
+            found = [list(prepared.splits), prepared.references("train")]
+            assert found in (old, new)
+            assert len(prepared.tokens("train")) > 0
+            seen.add("old" if found == old else "new")
+        write_captions(cut, other, vocabulary("train"), {})  # the next run is not in its way
+        assert Prepared(cut).references("train") == new[1]
+        assert not [path for path in cut.rglob("*") if ".tmp" in path.name]
+        if finished:
+            break
+    assert finished
+    assert "new" in seen
+    assert seen & {"old", "unfinished"}
 
 
 def test_pieces_of_two_runs_are_not_mixed(folder, tmp_path):

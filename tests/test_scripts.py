@@ -3,10 +3,7 @@
 import json
 import os
 import re
-import runpy
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,59 +20,6 @@ EPOCH = re.compile(
     r"BLEU-4 +[\d.]+  CIDEr-D +[\d.]+[* ]  [\d.]+ min  .*"
 )
 SIZES = ["--batch-size", "12", "--units", "16", "--heads", "2", "--dropout", "0.2"]
-
-
-@pytest.fixture
-def script(monkeypatch, capfd, tmp_path):
-    """A function that runs a script in this process, in an empty folder.
-
-    It returns status, stdout and stderr; TensorFlow is not imported anew.
-    """
-    folder = tmp_path / "working folder"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def call(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(ROOT / name), run_name="__main__")
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return exit_.value.code, out, err
-
-    return call
-
-
-@pytest.fixture
-def process(tmp_path):
-    """A function that starts a script in a process of its own; what still runs is killed."""
-    started = []
-
-    def start(name, *arguments):
-        # A shell starts what it runs in the background deaf to Ctrl-C, and so its children.
-        code = (
-            "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-            f"sys.argv = sys.argv[1:]; runpy.run_path({str(ROOT / name)!r}, run_name='__main__')"
-        )
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
-        environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
-        command = [sys.executable, "-c", code, name, *map(str, arguments)]
-        running = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(running)
-        return running
-
-    yield start
-    for running in started:
-        running.kill()
-        running.communicate()
 
 
 def one_line(err):

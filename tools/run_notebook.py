@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from captioning.cli import run  # noqa: E402
-from captioning.files import InputError, replacing  # noqa: E402
+from captioning.files import InputError, write_text  # noqa: E402
 
 PARAMETERS, INJECTED = "parameters", "injected-parameters"  # cell tags
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -166,8 +166,7 @@ def save(notebook: nbformat.NotebookNode, path: Path) -> None:
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
-    with replacing(path) as temporary:
-        nbformat.write(notebook, temporary)
+    write_text(path, nbformat.writes(notebook) + "\n")
 
 
 def main() -> int:
@@ -209,4 +208,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main, interrupted="stopped; finished features are kept, the same command goes on")
+    run(main, "stopped; finished features are kept, go on with")
