@@ -34,7 +34,6 @@ from captioning import features as feature_module
 from captioning.captioner import LENGTH_PENALTY, Captioner
 from captioning.decoding import MAX_WORDS
 from captioning.encoders import BUNDLED, Encoder, encode_images, load_encoder, load_image
-from captioning.evaluation import caption_split
 from captioning.features import FeatureCache, cache_folder, extract_features
 from captioning.model import ModelConfig
 from tests.benchmarks import limits, memory, synthetic, usual
@@ -236,7 +235,7 @@ def decoding(bench: Bench) -> Iterator[Row]:
 
         def rate(beam_width, captioner=captioner, lengths=lengths):
             def search():
-                found = caption_split(captioner, cache, cache.images, beam_width, LENGTH_PENALTY)
+                found = captioner.caption_cached(cache, cache.images, beam_width, LENGTH_PENALTY)
                 lengths[:] = [len(caption.split()) for caption in found]
 
             return len(cache.images) / seconds(search)
