@@ -276,6 +276,7 @@ def fuzz(target: str, inputs: int, seed: int, folder: Path) -> int:
         read(folder / "input")
         for path in folder.iterdir():
             path.unlink()
+    signal.signal(signal.SIGPROF, too_slow)
     unlimited = resource.getrlimit(resource.RLIMIT_AS)
     limit_memory()
     outcomes, slowest, failed = Counter(), 0.0, 0
@@ -284,8 +285,8 @@ def fuzz(target: str, inputs: int, seed: int, folder: Path) -> int:
         data = mutate(dice.choice(seeds), dice)
         (folder / "input").write_bytes(data)
         # processor time, whatever else the machine does; and a limit for waiting and native code
+        faulthandler.dump_traceback_later(20 * SECONDS, exit=True, file=sys.__stderr__)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        faulthandler.dump_traceback_later(20 * SECONDS, exit=True)
         start = time.process_time()
         try:
             read(folder / "input")
@@ -327,7 +328,6 @@ def main() -> int:
     parser.add_argument("--target", choices=TARGETS, help="this one alone (default: all)")
     options = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    signal.signal(signal.SIGPROF, too_slow)
     failed = 0
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
