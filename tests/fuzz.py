@@ -285,7 +285,7 @@ def fuzz(target: str, inputs: int, seed: int, folder: Path) -> int:
         (folder / "input").write_bytes(data)
         # processor time, whatever else the machine does; and a limit for waiting and native code
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        faulthandler.dump_traceback_later(20 * SECONDS, exit=True)
+        faulthandler.dump_traceback_later(20 * SECONDS, exit=True, file=sys.__stderr__)
         start = time.process_time()
         try:
             read(folder / "input")
