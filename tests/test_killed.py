@@ -311,7 +311,7 @@ class TestCtrlC:
         wait_until((cache / "grid.npy.part").exists, running)
         time.sleep(moments.uniform(0, 3))
         err = interrupt(running)
-        assert "finished features are kept, go on with\npython " in err
+        assert "what was saved is kept (features: every five seconds), go on with\npython " in err
 
     def test_in_decoding(self, process, tiny_checkpoint, photographs, tmp_path, moments, round_):
         many = tmp_path / "many"

@@ -153,6 +153,12 @@ def execute(notebook: nbformat.NotebookNode) -> None:
         if error.ename == InputError.__name__:
             raise InputError(error.evalue) from None
         raise
+    except KeyboardInterrupt:
+        if client.km is not None and client.km.has_kernel:
+            kernel = client.km.provisioner.process  # nbclient would ask it to end, for seconds
+            kernel.kill()
+            kernel.wait()
+        raise
 
 
 def _let_interrupts_through(notebook: nbformat.NotebookNode) -> None:
@@ -208,4 +214,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main, "stopped; finished features are kept, go on with")
+    run(main, "stopped; what was saved is kept (features: every five seconds), go on with")
