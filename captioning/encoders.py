@@ -344,13 +344,9 @@ def load_image(source: str | os.PathLike | Image.Image, size: int) -> np.ndarray
     path = Path(source)
     try:
         if not path.is_file():  # opening a pipe would wait for ever
-            kind = (
-                "a folder without pictures"
-                if path.is_dir()
-                else "no file"
-                if path.exists()
-                else "no such file"
-            )
+            kind = "no file" if path.exists() else "no such file"
+            if path.is_dir():
+                kind = "a folder without pictures"
             raise InputError(f"{path}: {kind}; expected a picture")
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -55,9 +55,8 @@ def save_captioned(
     for axes, picture, text in zip(grid, pictures, texts, strict=False):
         axes.imshow(picture)
         axes.set(xticks=[], yticks=[])
-        axes.set_xlabel(
-            text, size=size, parse_math=False
-        )  # a label, and not free text: the layout makes room
+        # a label, and not free text: the layout makes room
+        axes.set_xlabel(text, size=size, parse_math=False)
         axes.spines[:].set_visible(False)
     _save(figure, path)
 

@@ -48,9 +48,10 @@ def save_compact(model: keras.Model, path: Path) -> None:
 
 def _copy_deflated(name: str, item: h5py.Dataset | h5py.Group, target: h5py.File) -> None:
     if isinstance(item, h5py.Dataset):
-        packing = {"compression": "gzip", "compression_opts": 9, "shuffle": True}
-        chunks = item.shape if item.shape else None
-        packing = packing | {"chunks": chunks} if chunks else {}  # a lone number stays as it is
+        packing = {}
+        if item.shape:  # a lone number stays as it is
+            packing = {"compression": "gzip", "compression_opts": 9, "shuffle": True}
+            packing["chunks"] = item.shape
         target.create_dataset(name, data=item[()], **packing)
     else:
         target.require_group(name)
