@@ -102,11 +102,12 @@ class Captioner:
         Returns:
             One caption an image.
         """
-        search = self._search(beam_width, length_penalty)
+        dtype = np.float16 if features.dtype == np.float16 else np.float32  # as a cache has them
+        search = self._search(beam_width, length_penalty, dtype)
         captions = []
         for start in range(0, len(features), BATCH_SIZE):
-            batch = tf.constant(features[start : start + BATCH_SIZE], tf.float32)
-            ids, scores = search(batch)
+            batch = features[start : start + BATCH_SIZE].astype(dtype, copy=False)
+            ids, scores = search(tf.constant(batch))
             captions += [
                 Caption(self.vocabulary.decode(row), float(score))
                 for row, score in zip(ids.numpy().tolist(), scores.numpy(), strict=True)
@@ -184,9 +185,9 @@ class Captioner:
         signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec((1, None), tf.int32)]
         return tf.function(look, input_signature=signature, autograph=False)
 
-    def _search(self, beam_width: int, length_penalty: float):
+    def _search(self, beam_width: int, length_penalty: float, dtype: type):
         """The compiled search: features -> ids (images, words), log-probabilities (images,)."""
-        key = (beam_width, length_penalty if beam_width > 1 else None)
+        key = (beam_width, length_penalty if beam_width > 1 else None, dtype)
         if key not in self._searches:
             shape = (None, *self.model.config.feature_shape)
 
@@ -200,7 +201,7 @@ class Captioner:
                 return captions[:, 0], log_probabilities[:, 0]
 
             self._searches[key] = tf.function(
-                search, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False
+                search, input_signature=[tf.TensorSpec(shape, dtype)], autograph=False
             )
         return self._searches[key]
 

@@ -125,7 +125,8 @@ class MergeDecoder(keras.Model):
         grid = self.image_dropout(self.image_norm(features), training=training)
         image = self.image_dense(ops.mean(grid, axis=1))  # (I, U)
         grid = self.grid_dense(grid)  # (I, P, U)
-        return image, self._split_heads(self.key(grid)), self._split_heads(self.value(grid))
+        keys = ops.swapaxes(self._split_heads(self.key(grid)), 2, 3)  # (I, heads, U / heads, P)
+        return image, keys, self._split_heads(self.value(grid))
 
     # --- the language side: never sees the image ----------------------------------------------
 
@@ -148,7 +149,7 @@ class MergeDecoder(keras.Model):
         if self.config.attention == "grid":
             _, keys, values = image
             queries = self._split_heads(self.query(outputs))  # (I, heads, N, U / heads)
-            scores = ops.matmul(queries, ops.swapaxes(keys, 2, 3))
+            scores = ops.matmul(queries, keys)
             scores = ops.cast(scores, "float32") / (self.config.units / self.config.heads) ** 0.5
             attention = ops.softmax(scores)  # (I, heads, N, P)
             context = ops.matmul(ops.cast(attention, values.dtype), values)
