@@ -68,7 +68,8 @@ class Bench:
         self.repetitions = 3 if quick else 9
         self.updates = 6 if quick else 20  # of ours, a measurement
         self.teaching = 60 if quick else 150  # updates before a model is decoded
-        self._taught: dict[str, Captioner] = {}
+        self._prepared: dict[str, Path] = {}
+        self._taught: dict[tuple[str, str], Captioner] = {}
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -76,10 +77,23 @@ class Bench:
         return load_encoder(BUNDLED)
 
     @cached_property
+    def resnet50(self) -> Encoder:
+        """ResNet50 with random weights: those of ImageNet would need a download."""
+        path = self.folder / "resnet50.weights.h5"
+        keras.applications.ResNet50(include_top=False, weights=None).save_weights(path)
+        return load_encoder("resnet50", weights=path)
+
+    @property
     def prepared(self) -> Path:
-        """Captions and features of 1,000 drawn images."""
-        images = 1000 - synthetic.DEV_IMAGES
-        return synthetic.write_prepared(self.folder / "prepared", images, self.encoder.describe())
+        """Captions and features of 1,000 drawn images, as of the bundled encoder."""
+        return self._prepare(self.encoder)
+
+    def _prepare(self, encoder: Encoder) -> Path:
+        if encoder.name not in self._prepared:
+            folder, images = self.folder / f"prepared-{encoder.name}", 1000 - synthetic.DEV_IMAGES
+            self._prepared[encoder.name] = folder
+            synthetic.write_prepared(folder, images, encoder.describe())
+        return self._prepared[encoder.name]
 
     @cached_property
     def photographs(self) -> list[Path]:
@@ -89,14 +103,19 @@ class Bench:
         count = 64 if self.quick else 256
         return synthetic.write_photographs(self.folder / "photographs", sources, count)
 
-    def captioner(self, attention: str) -> Captioner:
-        """A model that has learnt how long captions are."""
-        if attention not in self._taught:
-            output = self.folder / f"taught-{attention}"
+    def captioner(self, attention: str, encoder: Encoder | None = None) -> Captioner:
+        """A model that has learnt how long captions are, for the bundled encoder or another."""
+        encoder = encoder or self.encoder
+        key = (attention, encoder.name)
+        if key not in self._taught:
+            output = self.folder / f"taught-{attention}-{encoder.name}"
             settings = synthetic.TEACHING_SETTINGS | {"epochs": 4}
-            trainer = synthetic.make_trainer(self.prepared, output, attention, **settings)
-            self._taught[attention] = Captioner(synthetic.teach(trainer, self.teaching))
-        return self._taught[attention]
+            prepared = self._prepare(encoder)
+            trainer = synthetic.make_trainer(prepared, output, attention, **settings)
+            captioner = Captioner(synthetic.teach(trainer, self.teaching))
+            captioner.encoder = encoder
+            self._taught[key] = captioner
+        return self._taught[key]
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -189,35 +208,40 @@ def peak_job(trainer, dtype: str):
 
 def one_image(bench: Bench) -> Iterator[Row]:
     """A greedy caption of one photograph, the model loaded: CNN and decoding."""
-    size = bench.encoder.image_size
-    pixels = load_image(bench.photographs[0], size)
-    batch = pixels[None].astype(np.float32)
-    for attention, name in NAMES.items():
-        captioner = bench.captioner(attention)
+    for encoder, (attention, name) in itertools.product(
+        (bench.encoder, bench.resnet50), NAMES.items()
+    ):
+        size = encoder.image_size
+        pixels = load_image(bench.photographs[0], size)
+        batch = pixels[None].astype(np.float32)
+        captioner = bench.captioner(attention, encoder)
         config = captioner.model.config
         decoder = usual.prefix_model(config, MAX_WORDS + 1)
         usual.copy_weights(captioner.model, decoder)
-        cnn = usual.cnn_for(bench.encoder.model, size, config.feature_shape)
+        cnn = usual.cnn_for(encoder.model, size, config.feature_shape)
 
-        def ours(captioner=captioner):
+        def ours(captioner=captioner, pixels=pixels):
             return captioner.caption_features(captioner.encode([pixels]))
 
-        def by_word(cnn=cnn, decoder=decoder):
+        def by_word(cnn=cnn, decoder=decoder, pixels=pixels):
             return usual.caption_with_a_cnn_pass_a_word(cnn, decoder, pixels, MAX_WORDS)
+
+        def bare(encoder=encoder, batch=batch):
+            return encoder.forward(batch).numpy()
 
         found = alternate(
             {
                 "usual": lambda by_word=by_word: 1000 * seconds(by_word),
                 "ours": lambda ours=ours: median_ms(ours),
-                "bare": lambda: median_ms(lambda: bench.encoder.forward(batch).numpy()),
+                "bare": lambda bare=bare: median_ms(bare),
             },
             bench.repetitions,
         )
+        title = f"one photograph, {encoder.name}, {name}"
         note = f"a caption of {len(by_word()) - 1} words"
         speed_up = ratios(found["usual"], found["ours"])
-        title = f"one photograph, {name}"
         yield Row(title, "ms", found["ours"], speed_up, 20, usual=found["usual"], note=note)
-        title = f"one photograph, {name}, against one bare CNN pass"
+        title += ", against one bare CNN pass"
         share = ratios(found["ours"], found["bare"])
         yield Row(title, "ms", found["ours"], share, 1.15, at_least=False, usual=found["bare"])
 
@@ -258,7 +282,7 @@ def decoding(bench: Bench) -> Iterator[Row]:
 
 def extraction(bench: Bench) -> Iterator[Row]:
     """Images a second from JPEG files to the cache, and how busy the CNN is meanwhile."""
-    for encoder in (bench.encoder, random_resnet50(bench.folder)):
+    for encoder in (bench.encoder, bench.resnet50):
         name, size = encoder.name, encoder.image_size
         cnn = usual.cnn_for(encoder.model, size, (encoder.grid_shape[-1],))
         paths, busy, fresh = bench.photographs, [], itertools.count()
@@ -280,13 +304,6 @@ def extraction(bench: Bench) -> Iterator[Row]:
         unit = "% of the time"
         yield Row(f"extraction, {name}, CNN busy", unit, share, share, 90, scale=unit)
         yield against_torch(bench, encoder)
-
-
-def random_resnet50(folder: Path) -> Encoder:
-    """ResNet50 with random weights: those of ImageNet would need a download."""
-    path = folder / "resnet50.weights.h5"
-    keras.applications.ResNet50(include_top=False, weights=None).save_weights(path)
-    return load_encoder("resnet50", weights=path)
 
 
 @contextlib.contextmanager
