@@ -6,9 +6,9 @@
 `preparing` draws a data set in COCO's layout (annotations, Karpathy's splits, empty image files)
 and does with it what caption_extraction.ipynb does, without its plots. `training` times updates on
 features of zeros, in files that take no room on the disk, and so leaves the reading of a disk out.
-Each job runs in a process of its own. Preparing is told in seconds of the processor, since it keeps
-one busy and no more: on a quiet machine, they are what the clock shows. Peak memory is the whole of that process at its largest;
-that of training is what it has taken itself, above what importing TensorFlow took.
+Each job runs in a process of its own. Preparing is told in seconds of the processor, since it
+keeps one busy and no more: on a quiet machine, they are what the clock shows. Its peak memory is
+all of its process; that of training is what was taken above the import of TensorFlow.
 """
 
 import argparse
