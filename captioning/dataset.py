@@ -1,5 +1,8 @@
 """Reading caption data sets: images, raw captions and splits, in the layouts users have.
 
+Which layouts there are stands in :mod:`captioning.layouts`; here it is found out which images,
+captions and splits belong together.
+
 Nothing odd in the data is dropped in silence: it is counted, and the counts are part of what
 :meth:`CaptionDataset.describe` prints. Getting Flickr8k:
 
@@ -9,24 +12,23 @@ Nothing odd in the data is dropped in silence: it is counted, and the counts are
 """
 
 import argparse
-import codecs
 import contextlib
-import csv
 import hashlib
 import os
+import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple
 
+from captioning.caption_files import SPLITS, Captions, Quirks, SplitFile
 from captioning.download import SOURCE, download_flickr8k, work_folder
 from captioning.files import InputError
+from captioning.layouts import LAYOUTS, Found
 
-SPLITS = ("train", "dev", "test")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
-MAX_LINE_BYTES = 1 << 16  # the longest caption of Flickr8k has 199 characters
 HELD_OUT_FRACTION = 10  # one image in so many goes to dev, one to test, if no split is given
 PROBLEMS_SHOWN = 5
 INTERRUPTED = 130  # the exit status of a command that ended by Ctrl-C
@@ -42,7 +44,7 @@ class CaptionDataset:
         captions: image file name (relative to `image_folder`) -> its captions as they stand in
             the file, without surrounding blanks, in the order of the file.
         splits: "train", "dev", "test" -> image names. A split that the data lacks is absent.
-        split_origin: "official split files", or how the split was drawn.
+        split_origin: where the splits come from, or how they were drawn.
         summary: what was odd, in words -> how often.
         problems: the broken rows that were skipped, each with its file and line number.
     """
@@ -74,29 +76,12 @@ class CaptionDataset:
         return "\n".join(lines)
 
 
-@dataclass
-class Quirks:
-    """What is odd about a data set, gathered while it is read."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-
-    def count(self, what: str, times: int = 1) -> None:
-        """Note that `what` was met so many `times`; none is not worth a note."""
-        if times:
-            self.counts[what] += times
-
-    def skip_row(self, path: Path, line_number: int, why: str) -> None:
-        """Note that a broken row was left out, and where."""
-        self.count("broken rows (skipped)")
-        self.problems.append(f"{path.name}, line {line_number}: {why}")
-
-
 def read_dataset(folder: str | os.PathLike, *, seed: int = 0) -> CaptionDataset:
     """Read the data set in `folder`, whichever of the `LAYOUTS` it has.
 
     Official split files are used where they are, as they are: a split whose file is missing is
-    absent. Without any, images (never captions) are split 80/10/10 at random by `seed`.
+    absent. Else Karpathy's splits are, else COCO's own. Without any, images (never captions) are
+    split 80/10/10 at random by `seed`.
 
     Raises:
         InputError: `folder` is missing or has no known layout; its files hold nothing usable; an
@@ -109,36 +94,34 @@ def read_dataset(folder: str | os.PathLike, *, seed: int = 0) -> CaptionDataset:
         found = find_layout(folder)
         if found is None:
             raise InputError(_not_recognised(folder))
-        return _read_layout(folder, *found, seed)
+        return _read_found(found, seed)
 
 
-def _read_layout(
-    folder: Path, layout: "Layout", image_folder: Path, caption_file: Path, seed: int
-) -> CaptionDataset:
+def _read_found(found: Found, seed: int) -> CaptionDataset:
     quirks = Quirks()
-    images = list_images(image_folder, quirks)
-    captions = _keep_existing(layout.read_captions(caption_file, quirks), images, quirks)
+    images = list_images(found.image_folder, quirks, found.image_parts, found.own_files)
+    names = ImageNames(images, found.image_folder.name, found.layout.by_file_name)
+    content = found.read(quirks)
+    captions = _keep_existing(content.captions, names, quirks)
     if not captions:
         raise InputError(
-            f"{caption_file}: none of its captions belongs to an image in {image_folder}"
-            f" ({len(images):,} images); expected the captions of these images"
+            f"{found.caption_files[0]}: none of its captions belongs to an image in"
+            f" {found.image_folder} ({len(images):,} images); expected the captions of these images"
         )
     quirks.count("images without captions", len(images) - len(captions))
     _count_spelling(captions, quirks)
 
-    files = layout.read_splits([caption_file.parent, folder], quirks)
-    _refuse_overlap(files)
-    if files:
-        splits = _usable_splits(files, captions, quirks)
-        split_origin = "official split files"
+    if content.splits:
+        splits = _usable_splits(content.splits, names, captions, quirks)
+        split_origin = content.split_origin
     else:
         splits = split_by_image(captions, seed)
         split_origin = f"seeded by image (seed {seed}, 80/10/10)"
     in_split = sum(map(len, splits.values()))
     quirks.count("images in no split", len(captions) - in_split)
     return CaptionDataset(
-        layout=layout.name,
-        image_folder=image_folder,
+        layout=found.layout.name,
+        image_folder=found.image_folder,
         captions=captions,
         splits=splits,
         split_origin=split_origin,
@@ -150,14 +133,25 @@ def _read_layout(
 # ---- images -------------------------------------------------------------------------------------
 
 
-def list_images(image_folder: Path, quirks: Quirks) -> set[str]:
+def list_images(
+    image_folder: Path,
+    quirks: Quirks,
+    parts: Iterable[str] = ("",),
+    own_files: Collection[str] = (),
+) -> set[str]:
     """List the images in and below `image_folder` by their relative names, "/" between parts.
 
     A link that leads out of the folder, or to nothing, is refused; linked folders are not entered.
+
+    Args:
+        image_folder: what names are relative to.
+        quirks: where is counted what is no image.
+        parts: the subfolders to look into; "" for all of the folder.
+        own_files: names of the data set's own files, which may lie among the images.
     """
     root = os.path.realpath(image_folder)
     images = set()
-    pending = [""]
+    pending = [f"{part}/" if part else "" for part in parts]
     while pending:
         parent = pending.pop()
         # One listing of each folder: asking the disk per caption row takes minutes on a server.
@@ -167,7 +161,8 @@ def list_images(image_folder: Path, quirks: Quirks) -> set[str]:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(f"{name}/")
                 elif PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
-                    quirks.count("files in the image folder that are not images")
+                    if entry.name not in own_files:
+                        quirks.count("files in the image folder that are not images")
                 elif entry.is_symlink() and not _links_inside(entry.path, root):
                     quirks.count("links to no file in the image folder (refused)")
                 elif entry.is_file():
@@ -188,105 +183,69 @@ def leads_outside(name: str) -> bool:
     return bool(path.drive or path.root) or ".." in path.parts
 
 
-# ---- captions -----------------------------------------------------------------------------------
+# ---- captions ------------------------------------------------------------------------------------
 
 
-def read_lines(path: Path, quirks: Quirks) -> Iterator[tuple[int, str]]:
-    """Yield the line number and the text of every line of `path` that is neither blank nor broken.
+class ImageNames:
+    """Finds the image that is meant by a name in a caption file or a split.
 
-    Lines may end in LF, CRLF or CR; a byte-order mark is taken off.
+    Args:
+        images: the images that are there, relative to the image folder.
+        folder_name: of the image folder, for names that begin with it.
+        by_file_name: an image may lie in another subfolder than its name says, and without the
+            prefix that COCO's images had in 2014 (COCO_val2014_000000000042.jpg).
     """
-    data = path.read_bytes()
-    if data.startswith(codecs.BOM_UTF8):
-        quirks.count("text files with a byte-order mark")
-        data = data.removeprefix(codecs.BOM_UTF8)
-    quirks.count("lines that end in CRLF", data.count(b"\r\n"))
-    for line_number, line in enumerate(data.splitlines(), start=1):
-        if not line.strip():
-            quirks.count("blank lines")
-        elif len(line) > MAX_LINE_BYTES:
-            quirks.skip_row(path, line_number, f"{len(line):,} bytes long")
-        else:
-            try:
-                yield line_number, line.decode("utf-8")
-            except UnicodeDecodeError:
-                quirks.skip_row(path, line_number, f"not UTF-8: {_shortened(line)}")
+
+    def __init__(self, images: set[str], folder_name: str, by_file_name: bool = False):
+        """Keep the images; what takes time is made when it is first needed."""
+        self._images = images
+        self._prefix = f"{folder_name}/"
+        self._by_file_name = by_file_name
+
+    def find(self, name: str) -> str | None:
+        """The image of that name, or None; none leads out of the image folder."""
+        if name in self._images:
+            return name
+        if leads_outside(name):
+            return None
+        inside = name.removeprefix(self._prefix)
+        if inside in self._images:
+            return inside
+        if not name.isascii() and (found := self._composed.get(_compose(inside))):
+            return found
+        if self._by_file_name:
+            file_name = PurePosixPath(name).name
+            return self._files.get(file_name) or self._files.get(_COCO_PREFIX.sub("", file_name))
+        return None
+
+    @cached_property
+    def _composed(self) -> dict[str, str]:
+        """Names with composed accents: some systems and programs write them decomposed."""
+        return {_compose(image): image for image in self._images if not image.isascii()}
+
+    @cached_property
+    def _files(self) -> dict[str, str | None]:
+        """File name -> image; None where there are several of that file name."""
+        found: dict[str, str | None] = {}
+        for image in self._images:
+            file_name = PurePosixPath(image).name
+            for key in {file_name, _COCO_PREFIX.sub("", file_name)}:
+                found[key] = None if key in found else image
+        return found
 
 
-def read_token_file(path: Path, quirks: Quirks) -> dict[str, list[str]]:
-    """Read rows `image.jpg#0<TAB>caption` into image name -> captions.
-
-    Of rows with the same `image.jpg#0`, the first counts.
-
-    Raises:
-        InputError: no row is usable.
-    """
-    captions: dict[str, list[str]] = {}
-    seen: dict[tuple[str, str], str] = {}
-    for line_number, line in read_lines(path, quirks):
-        identifier, tab, caption = line.partition("\t")
-        name, _, number = identifier.strip().rpartition("#")
-        caption = caption.strip()
-        if not (tab and name and number.isascii() and number.isdigit()):
-            expected = "expected image.jpg#0, a tab, a caption"
-            quirks.skip_row(path, line_number, f"{expected}; got {_shortened(line)}")
-        elif not caption:
-            quirks.count("empty captions (skipped)")
-        elif (name, number) not in seen:
-            seen[name, number] = caption
-            captions.setdefault(name, []).append(caption)
-        elif seen[name, number] == caption:
-            quirks.count("duplicate rows (skipped)")
-        else:
-            another = "has another caption above"
-            quirks.skip_row(path, line_number, f"{_shortened(identifier)} {another}")
-    return _require_rows(captions, path, quirks)
+_COCO_PREFIX = re.compile(r"^COCO_(?:train|val)2014_")
 
 
-def read_caption_csv(path: Path, quirks: Quirks) -> dict[str, list[str]]:
-    """Read CSV rows `image,caption`, with or without a header, into image name -> captions.
-
-    A row is one line: a quote left open breaks its own row, not all that follow.
-
-    Raises:
-        InputError: no row is usable.
-    """
-    captions: dict[str, list[str]] = {}
-    header = ["image", "caption"]
-    for position, (line_number, line) in enumerate(read_lines(path, quirks)):
-        try:
-            row = [value.strip() for value in next(csv.reader([line], strict=True))]
-        except csv.Error as error:
-            quirks.skip_row(path, line_number, f"{error}: {_shortened(line)}")
-            continue
-        if position == 0 and [value.lower() for value in row] == header:
-            continue
-        if len(row) != len(header) or not row[0]:
-            expected = "expected image,caption (a caption with a comma in quotes)"
-            quirks.skip_row(path, line_number, f"{expected}; got {_shortened(line)}")
-        elif not row[1]:
-            quirks.count("empty captions (skipped)")
-        else:
-            captions.setdefault(row[0], []).append(row[1])
-    return _require_rows(captions, path, quirks)
+def _compose(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
-def _require_rows(
-    captions: dict[str, list[str]], path: Path, quirks: Quirks
-) -> dict[str, list[str]]:
-    if captions:
-        return captions
-    first = f"; {quirks.problems[0]}" if quirks.problems else ""
-    raise InputError(f"{path}: holds no usable caption{first}")
-
-
-def _keep_existing(
-    captions: dict[str, list[str]], images: set[str], quirks: Quirks
-) -> dict[str, list[str]]:
-    existing = {}
+def _keep_existing(captions: Captions, names: ImageNames, quirks: Quirks) -> Captions:
+    existing: Captions = {}
     for name, texts in captions.items():
-        if name in images:
-            existing[name] = texts
+        if image := names.find(name):
+            existing.setdefault(image, []).extend(texts)
         elif leads_outside(name):
             quirks.count("caption rows whose image name leads outside (refused)", len(texts))
         else:
@@ -308,45 +267,17 @@ def _count_spelling(captions: dict[str, list[str]], quirks: Quirks) -> None:
 # ---- splits -------------------------------------------------------------------------------------
 
 
-class SplitFile(NamedTuple):
-    """One split as its file gives it."""
-
-    path: Path
-    images: list[str]
-
-
-def read_flickr8k_splits(folders: Iterable[Path], quirks: Quirks) -> dict[str, SplitFile]:
-    """Read `Flickr_8k.trainImages.txt` and its like, each from the first folder that has it."""
-    files = {}
-    for split in SPLITS:
-        for folder in folders:
-            path = folder / f"Flickr_8k.{split}Images.txt"
-            if path.is_file():
-                lines = [line.strip() for _, line in read_lines(path, quirks)]
-                images = list(dict.fromkeys(lines))
-                quirks.count("split entries given twice", len(lines) - len(images))
-                files[split] = SplitFile(path, images)
-                break
-    return files
-
-
-def _refuse_overlap(files: dict[str, SplitFile]) -> None:
-    """Raise InputError if an image is in two splits: a score on it would measure memory."""
-    first: dict[str, Path] = {}
-    for path, images in files.values():
-        for image in images:
-            if first.setdefault(image, path) != path:
-                raise InputError(
-                    f"{image} is in two splits, {first[image]} and {path};"
-                    " remove it from one of them"
-                )
-
-
 def _usable_splits(
-    files: dict[str, SplitFile], captions: dict[str, list[str]], quirks: Quirks
+    files: dict[str, SplitFile], names: ImageNames, captions: Captions, quirks: Quirks
 ) -> dict[str, list[str]]:
+    meant = {}
+    for split, (path, images) in files.items():
+        unique = list(dict.fromkeys(names.find(image) or image for image in images))
+        quirks.count("split entries given twice", len(images) - len(unique))
+        meant[split] = SplitFile(path, unique)
+    _refuse_overlap(meant)
     splits = {}
-    for split, (_, images) in files.items():
+    for split, (_, images) in meant.items():
         usable = [image for image in images if image in captions]
         quirks.count(
             f"{split} entries without image or captions (skipped)", len(images) - len(usable)
@@ -354,9 +285,20 @@ def _usable_splits(
         if usable:
             splits[split] = usable
     if not splits:
-        paths = _listed(str(path) for path, _ in files.values())
+        paths = _listed({str(path) for path, _ in files.values()})
         raise InputError(f"{paths}: no entry names an image with captions; expected image names")
     return splits
+
+
+def _refuse_overlap(files: dict[str, SplitFile]) -> None:
+    """Raise InputError if an image is in two splits: a score on it would measure memory."""
+    first: dict[str, str] = {}
+    for split, (path, images) in files.items():
+        for image in images:
+            if (other := first.setdefault(image, split)) != split:
+                one = files[other].path
+                where = f"{one} and {path}" if one != path else f"{other} and {split} of {path}"
+                raise InputError(f"{image} is in two splits, {where}; remove it from one of them")
 
 
 def split_by_image(images: Iterable[str], seed: int) -> dict[str, list[str]]:
@@ -378,86 +320,10 @@ def split_by_image(images: Iterable[str], seed: int) -> dict[str, list[str]]:
 # ---- layouts ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How one publisher arranges a data set; a further one is a further row of `LAYOUTS`.
-
-    Attributes:
-        name: what it is called in summaries.
-        contents: what a folder of this layout holds, for messages.
-        image_folders: where the images may be, the first that exists counts.
-        caption_files: where the captions may be, likewise.
-        read_captions: the reader of the caption file.
-        read_splits: the reader of split files in the caption file's folder or the data set's.
-    """
-
-    name: str
-    contents: str
-    image_folders: tuple[str, ...]
-    caption_files: tuple[str, ...]
-    read_captions: Callable[[Path, Quirks], dict[str, list[str]]]
-    read_splits: Callable[[list[Path], Quirks], dict[str, SplitFile]]
-
-
-# Some tools unpack an archive into a folder named after it: the innermost folder counts.
-_OFFICIAL_IMAGE_FOLDERS = (
-    "Flickr8k_Dataset/Flicker8k_Dataset",
-    "Flickr8k_Dataset/Flickr8k_Dataset",
-    "Flicker8k_Dataset/Flicker8k_Dataset",
-    "Flicker8k_Dataset",
-    "Flickr8k_Dataset",
-)
-_KAGGLE_PARENTS = (
-    "Flickr_Data/Flickr_Data/",
-    "flickr_data/Flickr_Data/",
-    "Flickr_Data/",
-    "flickr_data/",
-    "",
-)
-
-LAYOUTS = (
-    Layout(
-        name="official",
-        contents="Flicker8k_Dataset/ and Flickr8k_text/Flickr8k.token.txt",
-        image_folders=_OFFICIAL_IMAGE_FOLDERS,
-        caption_files=(
-            "Flickr8k_text/Flickr8k_text/Flickr8k.token.txt",
-            "Flickr8k_text/Flickr8k.token.txt",
-            "Flickr8k.token.txt",
-        ),
-        read_captions=read_token_file,
-        read_splits=read_flickr8k_splits,
-    ),
-    Layout(
-        name="kaggle-nested",
-        contents="Flickr_Data/Images/ and Flickr_Data/Flickr_TextData/Flickr8k.token.txt",
-        image_folders=tuple(f"{parent}Images" for parent in _KAGGLE_PARENTS),
-        caption_files=tuple(
-            f"{parent}Flickr_TextData/Flickr8k.token.txt" for parent in _KAGGLE_PARENTS
-        ),
-        read_captions=read_token_file,
-        read_splits=read_flickr8k_splits,
-    ),
-    Layout(
-        name="kaggle-csv",
-        contents="Images/ and captions.txt",
-        image_folders=("Images",),
-        caption_files=("captions.txt",),
-        read_captions=read_caption_csv,
-        read_splits=read_flickr8k_splits,
-    ),
-)
-
-
-def find_layout(folder: Path) -> tuple[Layout, Path, Path] | None:
-    """Recognise the layout of `folder`; also returns its image folder and caption file."""
+def find_layout(folder: Path) -> Found | None:
+    """Recognise the layout of `folder`; None if it has none that is known."""
     with _read_errors():
-        for layout in LAYOUTS:
-            images = [path for name in layout.image_folders if (path := folder / name).is_dir()]
-            captions = [path for name in layout.caption_files if (path := folder / name).is_file()]
-            if images and captions:
-                return layout, images[0], captions[0]
-    return None
+        return next((found for layout in LAYOUTS if (found := layout.find(folder))), None)
 
 
 def _not_recognised(folder: Path) -> str:
@@ -469,9 +335,9 @@ def _not_recognised(folder: Path) -> str:
         finding = "an empty folder"
     else:
         finding = "not a data set of a known layout"
-    expected = "; or ".join(f"{layout.contents} ({layout.name})" for layout in LAYOUTS)
+    expected = "; ".join(f"{layout.contents} ({layout.name})" for layout in LAYOUTS)
     return (
-        f"{folder}: {finding}; expected {expected}\n"
+        f"{folder}: {finding}; expected one of: {expected}\n"
         f"get Flickr8k with: python -m captioning.dataset download --to {folder}"
     )
 
@@ -487,11 +353,6 @@ def _read_errors() -> Iterator[None]:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
-
-
-def _shortened(text: str | bytes, length: int = 40) -> str:
-    """Quote the beginning of what was read, so that a message stays a line."""
-    return repr(text[:length]) + ("..." if len(text) > length else "")
 
 
 # ---- command line -------------------------------------------------------------------------------

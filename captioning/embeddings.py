@@ -295,6 +295,16 @@ def _is_intact_model(data: mmap.mmap) -> bool:
     return (rows, columns) == (words + buckets, dimension) and position <= len(data)
 
 
+def training_epochs(captions: int) -> int:
+    """How many passes over so many captions FastText is trained.
+
+    Ten are right for Flickr8k's 30,000 captions. A small data set takes more, until 100,000
+    captions have been read. A large one is given fewer, so that FastText takes minutes: as many
+    as read 1,500,000 captions, but three at least.
+    """
+    return max(round(100_000 / captions), min(10, max(3, round(1_500_000 / captions))))
+
+
 def train_fasttext(
     token_lists: Sequence[Sequence[str]], dimension: int = 200, epochs: int = 10, seed: int = 0
 ) -> WordVectors:

@@ -66,7 +66,7 @@ class FeatureCache:
         index = _read_record(folder / "index.json")
         arrays = {
             name: _open_array(folder / f"{name}.npy", shape, dtype, "r")
-            for name, (shape, dtype) in _layout(index).items()
+            for name, (shape, dtype) in array_layout(index).items()
         }
         return cls(
             folder,
@@ -166,7 +166,7 @@ def _fill(folder: Path, image_folder: Path, plan: dict, encoder: Encoder, batch_
     The order on disk is what makes it safe to be killed: rows, then the count of rows that are
     there, then the final names, and last the index, without which a cache is unfinished.
     """
-    images, names = plan["images"], list(_layout(plan))
+    images, names = plan["images"], list(array_layout(plan))
     arrays, done, failed = _start(folder, plan)
 
     def save() -> None:
@@ -204,10 +204,15 @@ def _fill(folder: Path, image_folder: Path, plan: dict, encoder: Encoder, batch_
             f"{images[0]}: {failed[images[0]]}"
         )
     save()
-    for name in names:
+    finish_arrays(folder, plan, failed)
+    (folder / "progress.json").unlink()
+
+
+def finish_arrays(folder: Path, plan: dict, failed: dict[str, str]) -> None:
+    """Give the filled arrays their names, and last the index, which makes them a cache."""
+    for name in array_layout(plan):
         (folder / f"{name}.npy.part").replace(folder / f"{name}.npy")
     write_json(folder / "index.json", {**plan, "failed": failed}, indent=None)
-    (folder / "progress.json").unlink()
 
 
 def _batches(
@@ -256,7 +261,7 @@ def _store(array: np.ndarray, rows: slice, features: np.ndarray) -> None:
         raise InputError(f"the encoder gives features that are no numbers or beyond {array.dtype}")
 
 
-def _layout(plan: dict) -> dict[str, tuple[tuple[int, ...], type]]:
+def array_layout(plan: dict) -> dict[str, tuple[tuple[int, ...], type]]:
     """Name -> (shape, dtype) of the arrays in a cache."""
     count, grid_shape = len(plan["images"]), plan["encoder"]["grid_shape"]
     layout = {"pooled": ((count, grid_shape[-1]), np.float32)}
@@ -271,16 +276,20 @@ def _start(folder: Path, plan: dict) -> tuple[dict[str, np.memmap], int, dict[st
     if progress:
         with contextlib.suppress(InputError):  # arrays gone or damaged: make them anew
             return _reopen_arrays(folder, plan), progress["done"], progress["failed"]
-    # what vouches for the arrays goes before the arrays
+    remove_arrays(folder)
+    return new_arrays(folder, plan), 0, {}
+
+
+def remove_arrays(folder: Path) -> None:
+    """Clear a cache for new arrays; what vouches for the old ones goes before them."""
     arrays = (*folder.glob("*.npy"), *folder.glob("*.npy.part"))
     for path in (folder / "progress.json", folder / "index.json", *arrays):
         path.unlink(missing_ok=True)
-    return _new_arrays(folder, plan), 0, {}
 
 
 def _reopen_arrays(folder: Path, plan: dict) -> dict[str, np.memmap]:
     arrays = {}
-    for name, (shape, dtype) in _layout(plan).items():
+    for name, (shape, dtype) in array_layout(plan).items():
         part, finished = folder / f"{name}.npy.part", folder / f"{name}.npy"
         if finished.exists():
             finished.replace(part)  # killed between the final names and the index
@@ -288,8 +297,13 @@ def _reopen_arrays(folder: Path, plan: dict) -> dict[str, np.memmap]:
     return arrays
 
 
-def _new_arrays(folder: Path, plan: dict) -> dict[str, np.memmap]:
-    arrays, layout = {}, _layout(plan)
+def new_arrays(folder: Path, plan: dict) -> dict[str, np.memmap]:
+    """Make the arrays of `plan` under their unfinished names, their space on the disk reserved.
+
+    Raises:
+        InputError: there is not enough space.
+    """
+    arrays, layout = {}, array_layout(plan)
     for name, (shape, dtype) in layout.items():
         path = folder / f"{name}.npy.part"
         try:
@@ -359,3 +373,10 @@ def _recorded(path: Path, plan: dict) -> dict | None:
         )
     same = all(record[key] == plan[key] for key in ("images", "mirrored", "has_grid"))
     return record if same else None
+
+
+if __name__ == "__main__":
+    from captioning.cli import run
+    from captioning.shares import main
+
+    run(main, "stopped; the shares are as they were, begin again with")

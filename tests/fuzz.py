@@ -31,7 +31,14 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from captioning.dataset import Quirks, read_caption_csv, read_flickr8k_splits, read_token_file  # noqa: E402
+from captioning.caption_files import (  # noqa: E402
+    Quirks,
+    read_caption_csv,
+    read_caption_lines,
+    read_flickr8k_splits,
+    read_token_file,
+)
+from captioning.caption_json import read_coco, read_karpathy  # noqa: E402
 from captioning.embeddings import read_vectors  # noqa: E402
 from captioning.encoders import load_image  # noqa: E402
 from captioning.files import InputError  # noqa: E402
@@ -94,6 +101,42 @@ def csv_seeds() -> list[bytes]:
 
 def read_csv(path: Path) -> None:
     read_caption_csv(path, Quirks())
+
+
+def line_seeds() -> list[bytes]:
+    rows = ['{"image": "a.jpg", "caption": "A dog"}', '{"image": "b", "captions": ["x", "y"]}']
+    pair = r'{"image": "é.jpg", "caption": "\ud83d\ude00 雪"}'  # of surrogates
+    return ["\n".join(rows * 4).encode(), pair.encode()]
+
+
+def read_json_lines(path: Path) -> None:
+    read_caption_lines(path, Quirks())
+
+
+def caption_json_seeds() -> list[bytes]:
+    sentences = [{"raw": "A dog .", "tokens": ["a", "dog"]}, {"raw": "雪", "tokens": []}]
+    karpathy = [
+        {"filename": f"{n}.jpg", "filepath": "val2014", "split": split, "sentences": sentences}
+        for n, split in enumerate(("train", "restval", "val", "test"))
+    ]
+    coco = {
+        "info": {"year": 2014},
+        "images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(3)],
+        "annotations": [{"id": n, "image_id": n % 3, "caption": f"A {n}"} for n in range(9)],
+    }
+    return [json.dumps(value).encode() for value in ({"images": karpathy, "dataset": "coco"}, coco)]
+
+
+def read_caption_json(path: Path) -> None:
+    """Whichever of the two it was: the other reader refuses a sound file, and may."""
+    refused = []
+    for reader in (read_karpathy, read_coco):
+        try:
+            reader(path, Quirks())
+        except InputError as error:
+            refused.append(error)
+    if len(refused) == 2:
+        raise refused[0]
 
 
 WORDS = ["dog", "a", "hot dog", "été"]
@@ -240,8 +283,10 @@ def read_checkpoint(path: Path) -> None:
 
 # target: its seeds, the mutation, the reader, its share of the inputs
 TARGETS = {
-    "token files": (token_seeds, mutated, read_tokens, 0.2),
-    "caption CSV": (csv_seeds, mutated, read_csv, 0.2),
+    "token files": (token_seeds, mutated, read_tokens, 0.15),
+    "caption CSV": (csv_seeds, mutated, read_csv, 0.1),
+    "caption lines": (line_seeds, mutated, read_json_lines, 0.05),
+    "caption JSON": (caption_json_seeds, mutated, read_caption_json, 0.1),
     "split lists": (token_seeds, mutated, read_splits, 0.1),
     "word vectors": (vector_seeds, mutated, read_words, 0.2),
     "FastText models": (model_seeds, mutated, read_model, 0.02),

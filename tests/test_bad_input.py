@@ -185,6 +185,32 @@ def utf16(folder):
     path.write_text(path.read_text(), encoding="utf-16")
 
 
+def beside_pictures(name, content):
+    """A maker of a folder of pictures with one file of captions."""
+
+    def make(folder):
+        for image in NAMES:
+            (folder / "Images").mkdir(parents=True, exist_ok=True)
+            png(folder / "Images" / image)
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / name).write_text(text)
+
+    return make
+
+
+def karpathy(*images):
+    """The same with Karpathy's JSON, one good image first."""
+    good = {"filename": NAMES[0], "split": "train", "sentences": [{"raw": "A dog"}]}
+    return beside_pictures("dataset_flickr8k.json", {"images": [good, *images]})
+
+
+def flickr30k(folder):
+    beside_pictures("results.csv", "image_name| comment_number| comment\n0.jpg| 4   A dog\n")(
+        folder
+    )
+    (folder / "Images").rename(folder / "flickr30k_images")
+
+
 DATASETS = {
     # what it is: (maker, status, what is said)
     "no such folder": (lambda folder: None, 2, "no such folder"),
@@ -225,6 +251,30 @@ DATASETS = {
         dataset(splits={"train": [*NAMES[:4], "x.jpg"], "dev": NAMES[4:]}),
         0,
         "1 train entries without image",
+    ),
+    "results.csv of broken rows": (flickr30k, 2, "line 2: expected image.jpg| 0| a caption"),
+    "JSON cut short": (beside_pictures("dataset_flickr8k.json", '{"images": [{'), 2, "cut short"),
+    "JSON of something else": (beside_pictures("dataset_flickr8k.json", {}), 2, "no list 'images'"),
+    "JSON without captions": (
+        beside_pictures("dataset_flickr8k.json", {"images": [1]}),
+        2,
+        "image 1: expected filename, split and sentences",
+    ),
+    "JSON with another split": (
+        karpathy({"filename": NAMES[1], "split": "x", "sentences": []}),
+        0,
+        "image 2: split 'x', expected one of train",
+    ),
+    "JSON, a picture in two splits": (
+        karpathy({"filename": NAMES[0], "split": "val", "sentences": []}),
+        2,
+        "0.jpg is in two splits, train and dev of",
+    ),
+    "lines without captions": (beside_pictures("captions.jsonl", "{}\n"), 2, "line 1: expected {"),
+    "one line cut short": (
+        beside_pictures("captions.jsonl", '{"image": "0.jpg", "caption": "A"}\n{"image'),
+        0,
+        "line 2: expected {",
     ),
     "one caption": (dataset(ROWS[:1], images=NAMES[:1]), 0, "captions: 1 of 1 images"),
 }

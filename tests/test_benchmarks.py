@@ -9,12 +9,13 @@ import tensorflow as tf
 
 from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
+from captioning.dataset import read_dataset
 from captioning.encoders import encode_images, load_encoder, load_image
 from captioning.features import FeatureCache, extract_features
 from captioning.model import MergeDecoder, ModelConfig
 from captioning.training import caption_loss
 from captioning.vocabulary import END, PAD, SPECIALS, START, Vocabulary
-from tests.benchmarks import bench, limits, measuring, memory, synthetic, usual
+from tests.benchmarks import bench, limits, measuring, memory, scaling, synthetic, usual
 
 WORDS, LONGEST = 12, 7
 CAPTIONS = [
@@ -209,3 +210,30 @@ def test_the_benchmark_runs_and_its_table_renders(tmp_path, monkeypatch, capsys)
         assert line.endswith(row["verdict"])
         assert row["median"] > 0 or "memory" in row["name"]
     assert "of 2 targets met" in text
+
+
+def test_preparing_is_measured_on_made_data_in_the_layout_of_coco(tmp_path):
+    data = read_dataset(scaling.write_coco(tmp_path / "coco-60", 60))
+    assert data.layout == "coco-2014"
+    assert {split: len(names) for split, names in data.splits.items()} == {
+        "train": 56,
+        "dev": 2,
+        "test": 2,
+    }
+    assert all(len(texts) == 5 for texts in data.captions.values())
+    assert data.summary == {}
+    found = scaling.preparing(str(tmp_path), "60", "drawn")
+    assert found["captions"] == 300
+    assert set(found["seconds"]) > {"reading", "words", "vocabulary", "writing"}
+    assert found["total"] == pytest.approx(sum(found["seconds"].values()), abs=0.1)
+
+
+def test_updates_are_timed_on_sparse_features(tmp_path, monkeypatch):
+    encoder = synthetic.describe_encoder() | {"grid_shape": [2, 2, 8]}
+    synthetic.write_prepared(tmp_path / "features-40", 40, encoder, sparse=True)
+    monkeypatch.setattr(scaling, "WARM_UP", 1)
+    monkeypatch.setattr(scaling, "UPDATES", 1)
+    found = scaling.training(str(tmp_path), "40", "none")
+    assert found["captions"] == 200
+    assert found["captions a second"] > 0
+    assert found["plan, seconds"] >= 0

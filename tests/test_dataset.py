@@ -9,15 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captioning.caption_files import Quirks, read_caption_csv, read_lines, read_token_file
 from captioning.dataset import (
-    Quirks,
     find_layout,
     list_images,
     main,
-    read_caption_csv,
     read_dataset,
-    read_lines,
-    read_token_file,
     split_by_image,
 )
 from captioning.files import InputError

@@ -25,6 +25,7 @@ from captioning.embeddings import (
     nearest_neighbours,
     read_vectors,
     train_fasttext,
+    training_epochs,
 )
 from captioning.files import InputError
 from captioning.vocabulary import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary
@@ -330,3 +331,11 @@ def test_nearest_neighbours_are_sorted_by_cosine():
     assert neighbours == [("higher", pytest.approx(5 / 26**0.5)), ("right", 0)]
     with pytest.raises(InputError, match="'left' is not in the vocabulary"):
         nearest_neighbours(matrix, words, "left")
+
+
+@pytest.mark.parametrize(
+    ("captions", "epochs"),
+    [(1_500, 67), (10_000, 10), (30_000, 10), (145_000, 10), (567_000, 3), (10_000_000, 3)],
+)
+def test_small_data_sets_take_more_passes_and_large_ones_fewer(captions, epochs):
+    assert training_epochs(captions) == epochs

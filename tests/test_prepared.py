@@ -1,16 +1,17 @@
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from captioning.dataset import CaptionDataset
+from captioning.dataset import CaptionDataset, read_dataset
 from captioning.embeddings import WordVectors, embedding_matrix
 from captioning.files import InputError
 from captioning.prepared import CaptionTokens, Prepared, write_captions, write_embeddings
-from captioning.vocabulary import END, START, Vocabulary, tokenize
+from captioning.vocabulary import END, START, UNKNOWN, Vocabulary, find_tokenizer, tokenize
 
 CAPTIONS = {
     "x.jpg": ["A dog runs .", "The dog's ball", "..."],
@@ -286,3 +287,50 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"file.*cannot be written"):
         write_captions(tmp_path / "file", dataset(Path("images")), vocabulary(), {})
+
+
+# ---- languages ----------------------------------------------------------------------------------
+
+LANGUAGES = {
+    # what it is: (tokeniser, captions, the words of the first)
+    "French, composed": (
+        "words",
+        ["L'été, un garçon dévale la forêt.", "Une fille à l'école"],
+        ["l'été", "un", "garçon", "dévale", "la", "forêt"],
+    ),
+    "Vietnamese": (
+        "words",
+        ["Một con chó chạy trên bãi cỏ.", "Hai người đàn ông"],
+        ["một", "con", "chó", "chạy", "trên", "bãi", "cỏ"],
+    ),
+    "Chinese": ("characters", ["一只狗在草地上跑。", "两个人"], list("一只狗在草地上跑")),
+    "Thai": ("characters", ["หมาวิ่ง", "แมว"], list("หมาวิ่ง")),
+    "Chinese, cut by another program": (
+        "words",
+        ["一只 狗 在 跑 。", "人"],
+        ["一只", "狗", "在", "跑"],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_captions_of_other_languages(tmp_path, language, form):
+    """From the caption file to ids and back, however the accents are written."""
+    name, captions, words = LANGUAGES[language]
+    written = [unicodedata.normalize(form, caption) for caption in captions]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.jpg").touch()
+    rows = [json.dumps({"image": "a.jpg", "caption": caption}) for caption in written]
+    (data / "captions.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    read = read_dataset(data)
+    tokens = [find_tokenizer(name)(caption) for caption in read.captions["a.jpg"]]
+    built = Vocabulary.from_captions(tokens, min_count=1, tokenizer=name)
+    write_captions(tmp_path / "prepared", read, built, {})
+    prepared = Prepared(tmp_path / "prepared")
+    assert prepared.references("train") == [written]
+    ids = prepared.tokens("train")[0]
+    assert UNKNOWN not in ids
+    assert [prepared.vocabulary.words[index] for index in ids[1:-1]] == words
+    assert prepared.vocabulary.decode(ids) == ("" if name == "characters" else " ").join(words)
