@@ -70,7 +70,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--bfloat16", action="store_true", help="multiply in bfloat16 (faster on CPUs and GPUs"
         " that have it)")  # fmt: skip
     add("--distribute", choices=("mirrored", "multi-worker"), help="train on all GPUs of this"
-        " machine, or on the workers that TF_CONFIG names; see docs/scaling.md (default: one device)")  # fmt: skip
+        " machine, or on the workers of TF_CONFIG, see docs/scaling.md")  # fmt: skip
     add("--worker-timeout", type=positive_float, default=600, metavar="SECONDS", help="how long to"
         " wait for the other workers at the start")  # fmt: skip
     add("--tensorboard", metavar="DIR", help="also write TensorBoard logs there (default: none)")
@@ -163,7 +163,8 @@ def main() -> None:
             plot_history(trainer.history, Path(options.output) / "curves.png")
             if writer:
                 write_summary(writer, row, sample)
-        log(f"best epoch {trainer.best_epoch}: {Path(options.output) / 'best.keras'}")
+        if not team or team.is_chief:
+            log(f"best epoch {trainer.best_epoch}: {Path(options.output) / 'best.keras'}")
 
 
 def epoch_line(row: dict, epochs: int, best_epoch: int, sample: str) -> str:

@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import tempfile
 import time
@@ -151,7 +150,9 @@ def _mirrored() -> Team | None:
 
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if len(devices) == 1:
-        _say(f"--distribute mirrored: there is one device alone ({devices[0].name}), going on there")
+        _say(
+            f"--distribute mirrored: there is one device alone ({devices[0].name}), going on there"
+        )
         return None
     return Team(tf.distribute.MirroredStrategy([device.name for device in devices]))
 
@@ -232,7 +233,7 @@ def _trainer_class():
 
                 return team.strategy.run(replica)
 
-            compiled = tf.function(run, signature * team.replicas, autograph=False)
+            compiled = tf.function(run, [*signature] * team.replicas, autograph=False)
 
             def step(*batch):
                 parts = []
@@ -257,9 +258,7 @@ def _trainer_class():
                 tf.distribute.ReduceOp.SUM, [gradients, count, *further]
             )
             gradients = [gradient / count for gradient in gradients]
-            optimizer.apply_gradients(
-                zip(gradients, self.model.trainable_variables, strict=True)
-            )
+            optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
             return count, *further
 
         def _update(self, features, words):
@@ -339,7 +338,9 @@ def _trainer_class():
                     raise
                 time.sleep(LAST_WORD_SECONDS)  # a lost worker ends this process meanwhile
                 reason = error.message.strip().splitlines()[0][:200]
-                raise InputError(f"worker {self._team.index}: training broke off: {reason}") from error
+                raise InputError(
+                    f"worker {self._team.index}: training broke off: {reason}"
+                ) from error
             self._team.leave()
 
         # --- what the chief does for all ----------------------------------------------------------

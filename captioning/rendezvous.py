@@ -18,7 +18,8 @@ import time
 from captioning.files import InputError
 
 EXAMPLE = (
-    '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, "task": {"type": "worker", "index": 0}}'
+    '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, '
+    '"task": {"type": "worker", "index": 0}}'
 )
 LOST_STATUS = 138  # job managers restart what ends with 128 or more; see docs/scaling.md
 MAX_LINE_BYTES = 100_000
