@@ -312,7 +312,7 @@ def _trainer_class():
             for start in range(0, len(order), self._images_a_step):
                 images = order[start : start + self._images_a_step]
                 mirrored = self.train.draw_mirrored(images, rng)
-                seed = (rng.integers(2**31, size=2) + [self._team.index, 0]) % 2**31
+                seed = (rng.integers(2**31, size=2) + np.array([self._team.index, 0])) % 2**31
                 mine = self._team.part(len(images))
                 nothing = mine.start == mine.stop  # in the last batch: sample, and leave it out
                 mine = slice(0, 1) if nothing else mine

@@ -2,8 +2,8 @@
 
 Before TensorFlow starts, worker 0 listens where `TF_CONFIG` says it will be reached, the others
 connect and hand in a note of their data and settings. The connections stay open: the system closes
-those of a process however it ends, and so the others learn of it at once, where TensorFlow would
-let them wait for its part of a sum. TensorFlow then takes over the port.
+those of a process however it ends, and so the others learn of it at once, whatever they are doing,
+instead of waiting for its part of a sum. TensorFlow takes over the port as soon as all are there.
 
 The connections are as open as TensorFlow's own: to be used within a private network.
 """
