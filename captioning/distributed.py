@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import json
-import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -75,9 +75,10 @@ class Team:
         if self._summing is None:
 
             def add(values):
-                mine = values if self.replica() == 0 else tf.zeros_like(values)
+                # a product, because an argument has no device, by which sums find their way
+                mine = values * (1.0 if self.replica() == 0 else 0.0)
                 context = tf.distribute.get_replica_context()
-                return context.all_reduce(tf.distribute.ReduceOp.SUM, mine * 1.0)
+                return context.all_reduce(tf.distribute.ReduceOp.SUM, mine)
 
             self._summing = tf.function(
                 lambda values: self.strategy.run(add, (values,)),
@@ -97,10 +98,10 @@ class Team:
         letters[: len(text)] = text
         return json.loads(self.sum(letters).astype(np.uint8).tobytes())
 
-    def leave(self) -> None:
-        """Let the others end without this process."""
+    def leave(self, well: bool = True) -> None:
+        """Stop watching the others; they end too, unless all is `well`."""
         if self._rendezvous:
-            self._rendezvous.leave()
+            self._rendezvous.leave(well)
 
 
 def join(options: argparse.Namespace, prepared: Prepared) -> tuple[Team | None, argparse.Namespace]:
@@ -189,7 +190,7 @@ def _part(count: int, which: int, of: int) -> slice:
 
 
 def _say(text: str) -> None:
-    os.write(2, f"{text}\n".encode())
+    print(text, file=sys.stderr, flush=True)
 
 
 def _trainer_class():
@@ -333,6 +334,9 @@ def _trainer_class():
                 for row, sample in super().epochs():
                     if self._team.is_chief:
                         yield row, sample
+            except InputError:  # told by all whom it concerns; the others end by their watch
+                self._team.leave(well=False)
+                raise
             except tf.errors.OpError as error:
                 if self._team.workers == 1:
                     raise

@@ -201,10 +201,10 @@ class Rendezvous:
         )
         os._exit(LOST_STATUS)
 
-    def leave(self) -> None:
-        """Say goodbye: from now on the others may do without this process, and it without them."""
+    def leave(self, well: bool = True) -> None:
+        """Go on to the end without the others; they without this process only if all is `well`."""
         self._finished.set()
-        for connection in self._peers.values():
+        for connection in self._peers.values() if well else ():
             with contextlib.suppress(OSError):
                 connection.sendall(GOODBYE)
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from captioning.batches import open_caches
 from captioning.checkpoint import Checkpoint
-from captioning.distributed import _part, fingerprint
+from captioning.distributed import Team, _part, fingerprint
 from captioning.files import InputError
 from captioning.prepared import Prepared
 from captioning.rendezvous import LOST_STATUS, Rendezvous, read_cluster
@@ -213,6 +214,29 @@ def test_with_one_device_mirrored_says_so_and_goes_on(script, folder, tmp_path, 
     assert status == 0
     assert "there is one device alone" in err
     assert_same_end(one_device, tmp_path, 1e-6)
+
+
+def test_a_team_of_one_drops_out_as_a_single_device(folder, make_trainer, tmp_path):
+    import tensorflow as tf
+
+    settings = {"dropout": 0.5, "epochs": 2, "batch_size": 20}
+    alone = make_trainer(folder, tmp_path / "alone", **settings)
+    team = Team(tf.distribute.MirroredStrategy(["CPU:0"]))
+    # make_trainer's arguments for Trainer, as train.py gives them
+    both = (
+        team.trainer(
+            Prepared(folder),
+            open_caches(folder),
+            alone.model.config,
+            alone.config,
+            tmp_path / "team",
+            embeddings=Prepared(folder).embeddings(),
+        ),
+        alone,
+    )
+    for trainer in both:
+        assert len(list(trainer.epochs())) == 2
+    assert_same_end(tmp_path / "team", tmp_path / "alone", 1e-5)
 
 
 @pytest.mark.parametrize("images", range(5))
