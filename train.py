@@ -69,6 +69,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--bfloat16", action="store_true", help="multiply in bfloat16 (faster on CPUs and GPUs"
         " that have it)")  # fmt: skip
+    add("--distribute", choices=("mirrored", "multi-worker"), help="train on all GPUs of this"
+        " machine, or on the workers of TF_CONFIG, see docs/scaling.md")  # fmt: skip
+    add("--worker-timeout", type=positive_float, default=600, metavar="SECONDS", help="how long to"
+        " wait for the other workers at the start")  # fmt: skip
     add("--tensorboard", metavar="DIR", help="also write TensorBoard logs there (default: none)")
     options = parser.parse_args(arguments)
     if options.attention == "grid" and options.units % options.heads:
@@ -86,6 +90,11 @@ def main() -> None:
         if split not in prepared.splits:
             raise InputError(f"{options.data}: has no {split} split, and training needs one")
 
+    team = None
+    if options.distribute:
+        from captioning.distributed import join
+
+        team, options = join(options, prepared)
     import_tensorflow()
     import keras
     import numpy
@@ -125,7 +134,8 @@ def main() -> None:
     )
     dtype = "mixed_bfloat16" if options.bfloat16 else "float32"
     with exclusive(options.output):
-        trainer = Trainer(prepared, caches, model_config, config, options.output, dtype, embeddings)
+        make = team.trainer if team else Trainer
+        trainer = make(prepared, caches, model_config, config, options.output, dtype, embeddings)
         devices = [device.device_type for device in tf.config.list_logical_devices()]
         log(
             f"TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {numpy.__version__}; "
@@ -153,7 +163,8 @@ def main() -> None:
             plot_history(trainer.history, Path(options.output) / "curves.png")
             if writer:
                 write_summary(writer, row, sample)
-        log(f"best epoch {trainer.best_epoch}: {Path(options.output) / 'best.keras'}")
+        if not team or team.is_chief:
+            log(f"best epoch {trainer.best_epoch}: {Path(options.output) / 'best.keras'}")
 
 
 def epoch_line(row: dict, epochs: int, best_epoch: int, sample: str) -> str:

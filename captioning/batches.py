@@ -1,7 +1,7 @@
 """The captions and cached features of a split, drawn in batches of similar lengths."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -122,9 +122,21 @@ class Split:
         return batch
 
     def batches(
-        self, batch_size: int, captions_per_image: int, max_words: int, seed: tuple[int, ...]
+        self,
+        batch_size: int,
+        captions_per_image: int,
+        max_words: int,
+        seed: tuple[int, ...],
+        part: Callable[[int], slice] = slice,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield every caption once, in batches of similar lengths, in an order given by `seed`.
+
+        Args:
+            batch_size: captions a batch.
+            captions_per_image: K; an image with more comes several times.
+            max_words: longer captions are cut.
+            seed: of everything random.
+            part: of a batch of so many images, which to yield; features of others are not read.
 
         Yields:
             features (I, *feature_shape) as stored, and words int32 (I, captions_per_image, T),
@@ -155,7 +167,11 @@ class Split:
                     words[i, k, : len(ids)] = ids
                     words[i, k, len(ids) - 1] = END
             images = self.tokens.images[[groups[group][0] for group in batch]]
-            yield self.features(images, self.draw_mirrored(images, rng)), words
+            mirrored = self.draw_mirrored(images, rng)
+            mine = part(len(images))
+            if mirrored is not None:
+                mirrored = mirrored[mine]
+            yield self.features(images[mine], mirrored), words[mine]
 
     def draw_mirrored(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
         """Toss a coin for each image: bool (I,), whether to take the mirrored features."""

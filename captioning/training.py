@@ -312,10 +312,13 @@ class Trainer:
         self._apply(*_dense_gradients(tape, loss, self.model))
         return likelihood, count
 
-    def _train_epoch(self, epoch: int) -> float:
-        """One pass over the training captions; the mean loss in nats a word, dropout on."""
+    def _seed_dropout(self, epoch: int) -> None:
         for number, seed in enumerate(self._dropout_seeds):
             seed.assign([self.config.seed, epoch * len(self._dropout_seeds) + number])
+
+    def _train_epoch(self, epoch: int) -> float:
+        """One pass over the training captions; the mean loss in nats a word, dropout on."""
+        self._seed_dropout(epoch)
         total = count = 0.0
         for features, words in self._plan(epoch):
             step_total, step_count = self._train_step(features, words)
