@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import captioning
+from captioning import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -128,6 +129,18 @@ def test_an_installation_captions_from_any_folder(wheel, make_environment, tmp_p
     place = "import captioning; print(captioning.__file__)"
     assert str(ROOT) not in run(programs / "python", "-c", place, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("called", "again"),
+    [
+        ("/somewhere/bin/caption-train", "caption-train --data 'a b' --resume"),
+        ("train.py", "python train.py --data 'a b' --resume"),
+    ],
+)
+def test_on_ctrl_c_the_command_is_told_as_it_was_called(monkeypatch, called, again):
+    monkeypatch.setattr(sys, "argv", [called, "--data", "a b"])
+    assert cli._again("--resume") == again
 
 
 def test_an_editable_installation_runs_the_repository(make_environment, tmp_path):

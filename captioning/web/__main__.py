@@ -69,6 +69,7 @@ def main() -> None:
         )
         log(f"open {address(listener)} in a browser; Ctrl-C ends this")
         uvicorn.Server(settings).run([listener])
+        raise KeyboardInterrupt  # also where a shell has made the process deaf to it: leave at once
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -59,7 +59,7 @@ def make_app(describe: Callable[[bytes], dict], host: str = "127.0.0.1"):
     routes.append(Route("/caption", Counter(describe).caption, methods=["POST"]))
     handlers = {HTTPException: _refused, Exception: _failed}
     app = Starlette(routes=routes, exception_handlers=handlers)
-    names = {"localhost", host.lower(), socket.gethostname().lower()}
+    names = {"localhost", host.lower(), socket.gethostname().lower()} - {""}
     return _Door(app, names)
 
 
