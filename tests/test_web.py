@@ -231,7 +231,7 @@ def test_the_page_names_nothing_outside_itself(server):
 
 
 def test_two_hundred_at_once_are_all_answered_and_memory_stays_flat(server):
-    good = [photograph(seed, "JPEG", (600, 800)) for seed in range(5)]
+    good = [photograph(seed, "JPEG", (240, 320)) for seed in range(5)]
     bad = [content for content, _ in BAD.values()]
     alone = [server.caption(picture)[1] for picture in good]
     for content in bad:
@@ -244,7 +244,7 @@ def test_two_hundred_at_once_are_all_answered_and_memory_stays_flat(server):
             status, headers, body = server.ask("POST", "/caption", picture)
             if status != 503:
                 return number, status, json.loads(body)
-            time.sleep(int(headers["Retry-After"]) / 4)
+            time.sleep(int(headers["Retry-After"]))
         raise AssertionError("sent away for ever")
 
     with ThreadPoolExecutor(REQUESTS) as crowd:
@@ -582,9 +582,7 @@ def test_browser_every_control_has_a_name_and_is_reached_by_keys(page):
         ActionChains(page).send_keys(Keys.TAB).perform()
         reached.append(page.switch_to.active_element)
     assert [one.get_attribute("id") for one in reached[:2]] == ["choose", "camera"]
-    assert [one.get_attribute("class") for one in reached[2:]] == ["word shown"] * 2 or (
-        "word" in reached[2].get_attribute("class")
-    )
+    assert [one.get_attribute("class").split()[0] for one in reached[2:]] == ["word"] * 2
 
 
 # --- from start to end --------------------------------------------------------------------------
