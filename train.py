@@ -73,7 +73,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         " machine, or on the workers of TF_CONFIG, see docs/scaling.md")  # fmt: skip
     add("--worker-timeout", type=positive_float, default=600, metavar="SECONDS", help="how long to"
         " wait for the other workers at the start")  # fmt: skip
-    add("--tensorboard", metavar="DIR", help="also write TensorBoard logs there (default: none)")
+    add("--tensorboard", metavar="DIR", help="also write what TensorBoard shows there: scores,"
+        " captions of some dev images, word vectors (default: none)")  # fmt: skip
     options = parser.parse_args(arguments)
     if options.attention == "grid" and options.units % options.heads:
         parser.error(f"--units {options.units} cannot be shared by --heads {options.heads}")
@@ -104,6 +105,7 @@ def main() -> None:
     from captioning.files import exclusive
     from captioning.model import ModelConfig
     from captioning.pictures import plot_history
+    from captioning.tensorboard import TensorBoard
     from captioning.training import Trainer, TrainingConfig
 
     caches = open_caches(options.data, options.encoder, mirrored=not options.no_mirror)
@@ -157,12 +159,16 @@ def main() -> None:
             raise InputError(
                 f"{options.output}: holds a run already; {remedy}, or choose another --output"
             )
-        writer = tf.summary.create_file_writer(options.tensorboard) if options.tensorboard else None
+        board = None
+        if options.tensorboard:
+            board = TensorBoard(options.tensorboard, prepared, caches[0], trainer.captioner)
         for row, sample in trainer.epochs():
             print(epoch_line(row, trainer.last_epoch, trainer.best_epoch, sample), flush=True)
             plot_history(trainer.history, Path(options.output) / "curves.png")
-            if writer:
-                write_summary(writer, row, sample)
+            if board:
+                board.add_epoch(row)
+        if board:
+            board.add_word_vectors()
         if not team or team.is_chief:
             log(f"best epoch {trainer.best_epoch}: {Path(options.output) / 'best.keras'}")
 
@@ -179,19 +185,6 @@ def epoch_line(row: dict, epochs: int, best_epoch: int, sample: str) -> str:
         f"BLEU-4 {row['dev_BLEU-4']:5.2f}  CIDEr-D {row['dev_CIDEr-D']:6.2f}"
         f"{'*' if row['epoch'] == best_epoch else ' '}  {row['minutes']:.1f} min  {sample}"
     )
-
-
-def write_summary(writer, row: dict, sample: str) -> None:
-    """Write an epoch's figures and sample caption for TensorBoard."""
-    import tensorflow as tf
-
-    with writer.as_default(step=row["epoch"]):
-        for name, value in row.items():
-            if value is None:
-                continue
-            tf.summary.scalar(name, value)
-        tf.summary.text("sample caption", sample)
-    writer.flush()
 
 
 def log(text: str) -> None:

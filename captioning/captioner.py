@@ -1,23 +1,30 @@
 """Caption images or cached features with a trained checkpoint."""
 
 import dataclasses
+import itertools
+import numbers
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from captioning.checkpoint import Checkpoint
 from captioning.decoding import beam_search, decode_greedily
 from captioning.encoders import Encoder, load_encoder, load_image
 from captioning.features import MADE_BY, FeatureCache, encode_images
-from captioning.files import InputError
+from captioning.files import InputError, shipped
 
-PRETRAINED = Path(__file__).resolve().parent.parent / "data" / "pretrained" / "captioner.keras"
+PRETRAINED = shipped("data/pretrained/captioner.keras")
 BATCH_SIZE = 100  # images decoded at once
+PHOTOGRAPHS = 16  # opened and encoded at once
 LENGTH_PENALTY = 0.7  # the best on the dev split of Flickr8k, pooled and with attention
+
+
+Photograph = str | os.PathLike | Image.Image | np.ndarray
+"""What can be captioned: a file, a PIL image, or uint8 (height, width, 3) or (height, width)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +139,47 @@ class Captioner:
 
     def caption(
         self,
-        images: Sequence[str | os.PathLike],
+        images: Photograph | Iterable[Photograph],
         beam_width: int = 1,
         length_penalty: float = LENGTH_PENALTY,
-    ) -> list[Caption]:
-        """Caption photographs; see `caption_features`.
+    ) -> str | list[str]:
+        """Say what is on a photograph, or on each of several.
+
+        Args:
+            images: one photograph, or several.
+            beam_width: captions followed at once; 1 is greedy search.
+            length_penalty: see `captioning.decoding.beam_search`.
+
+        Returns:
+            The caption of one photograph; of several, a list.
 
         Raises:
             InputError: a photograph cannot be read.
         """
-        pixels = [load_image(image, self.encoder.image_size) for image in images]
-        return self.caption_features(self.encode(pixels), beam_width, length_penalty)
+        found = self.describe(images, beam_width, length_penalty)
+        if isinstance(found, Caption):
+            return found.text
+        return [caption.text for caption in found]
+
+    def describe(
+        self,
+        images: Photograph | Iterable[Photograph],
+        beam_width: int = 1,
+        length_penalty: float = LENGTH_PENALTY,
+    ) -> Caption | list[Caption]:
+        """Caption as `caption` does, and tell how sure the model was."""
+        if isinstance(images, Photograph):
+            return self.describe([images], beam_width, length_penalty)[0]
+        if not isinstance(images, Iterable):
+            raise _no_photograph(images)
+        captions = []
+        for batch in _batches(images, PHOTOGRAPHS):
+            for image in batch:
+                if not isinstance(image, Photograph):
+                    raise _no_photograph(image)
+            pixels = [load_image(image, self.encoder.image_size) for image in batch]
+            captions += self.caption_features(self.encode(pixels), beam_width, length_penalty)
+        return captions
 
     @property
     def has_attention(self) -> bool:
@@ -187,6 +224,8 @@ class Captioner:
 
     def _search(self, beam_width: int, length_penalty: float, dtype: type):
         """The compiled search: features -> ids (images, words), log-probabilities (images,)."""
+        if not isinstance(beam_width, numbers.Integral) or beam_width < 1:
+            raise InputError(f"beam_width = {beam_width!r}: expected a whole number from 1 up")
         key = (beam_width, length_penalty if beam_width > 1 else None, dtype)
         if key not in self._searches:
             shape = (None, *self.model.config.feature_shape)
@@ -204,6 +243,20 @@ class Captioner:
                 search, input_signature=[tf.TensorSpec(shape, dtype)], autograph=False
             )
         return self._searches[key]
+
+
+def _batches(items: Iterable, size: int) -> Iterator[list]:
+    """Cut `items` into lists of `size`; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _no_photograph(thing: object) -> InputError:
+    return InputError(
+        f"{type(thing).__name__}: expected a photograph: the path of a file, a PIL image, or a "
+        "uint8 array (height, width, 3); or a list of them"
+    )
 
 
 def feature_view(grid: np.ndarray, feature_shape: tuple[int, ...]) -> np.ndarray:

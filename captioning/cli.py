@@ -68,8 +68,18 @@ def fraction(text: str) -> float:
 def _again(option: str) -> str:
     """The command that runs this program again, with `option` too if it is not empty."""
     added = [option] if option and option not in sys.argv else []
-    command = shlex.join(["python", *sys.argv, *added])
+    command = shlex.join([*_program(), *sys.argv[1:], *added])
     return command if len(command) < LONGEST_COMMAND else " ".join(["the same command", *added])
+
+
+def _program() -> list[str]:
+    """How this program was called: a script, a module, or a command of an installation."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module and module.name.startswith("captioning"):
+        return ["python", "-m", module.name.removesuffix(".__main__")]
+    if sys.argv[0].endswith(".py"):
+        return ["python", sys.argv[0]]
+    return [os.path.basename(sys.argv[0])]  # noqa: PTH119 - which takes an empty name
 
 
 @contextlib.contextmanager

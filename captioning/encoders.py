@@ -19,14 +19,15 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from captioning.files import InputError
+from captioning.files import InputError, shipped
 
 BUNDLED = "efficientnet_lite2"
-BUNDLED_FILE = Path(__file__).resolve().parent.parent / "data" / "encoders" / f"{BUNDLED}.keras"
+BUNDLED_FILE = shipped(f"data/encoders/{BUNDLED}.keras")
 BUNDLED_IMAGE_SIZE = 260  # what it was trained at
 FILE_IMAGE_SIZE = 224  # for a `.keras` file that leaves its input size open
 
@@ -323,8 +324,13 @@ def _shortened(text: str, length: int = 300) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def load_image(source: str | os.PathLike | Image.Image, size: int) -> np.ndarray:
+def load_image(
+    source: str | os.PathLike | BinaryIO | Image.Image | np.ndarray, size: int
+) -> np.ndarray:
     """Open a photograph, turn it upright and squeeze it to size x size.
+
+    A photograph is a file, by its name or open for reading; or an opened one: a PIL image or a
+    uint8 array, (height, width, 3) in RGB or (height, width) in grey.
 
     Where `size` is larger than SQUEEZE_SIZE, the photograph is squeezed to that first and then
     enlarged: copies of a data set come in many resolutions, and a model trained on one of them
@@ -337,24 +343,51 @@ def load_image(source: str | os.PathLike | Image.Image, size: int) -> np.ndarray
         uint8 array (size, size, 3), RGB.
 
     Raises:
-        InputError: the file is missing, damaged, no picture, or larger than MAX_PIXELS.
+        InputError: the file is missing, damaged, no picture, or larger than MAX_PIXELS; or the
+            array is of another type or shape.
     """
+    if isinstance(source, np.ndarray):
+        source = _from_array(source)
     if isinstance(source, Image.Image):
-        return _squeeze(ImageOps.exif_transpose(source), size)
-    path = Path(source)
-    try:
-        if not path.is_file():  # opening a pipe would wait for ever
+        with _damage_told("the picture"):
+            _check_size(source)
+            return _squeeze(ImageOps.exif_transpose(source), size)
+    is_path = isinstance(source, (str, os.PathLike))
+    path = Path(source) if is_path else "the picture"
+    with _damage_told(path):
+        if is_path and not path.is_file():  # opening a pipe would wait for ever
             kind = "no file" if path.exists() else "no such file"
             if path.is_dir():
                 kind = "a folder without pictures"
             raise InputError(f"{path}: {kind}; expected a picture")
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        with Image.open(source) as image:
+            _check_size(image)
             # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time
             image.draft(None, 2 * (2 * min(size, SQUEEZE_SIZE),))
             ImageOps.exif_transpose(image, in_place=True)
             return _squeeze(image, size)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    colour = array.ndim == 3 and array.shape[2] == 3
+    if array.dtype != np.uint8 or not (colour or array.ndim == 2) or 0 in array.shape:
+        raise InputError(
+            f"an array of {array.dtype} {array.shape}: expected a picture, uint8 (height, width, "
+            "3) in RGB or (height, width) in grey, values 0 to 255"
+        )
+    return Image.fromarray(array)
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path | str) -> Iterator[None]:
+    """Turn whatever Pillow raises over a picture into an InputError that names `path`."""
+    try:
+        yield
     except InputError:
         raise
     except PermissionError:

@@ -17,6 +17,19 @@ from pathlib import Path
 MAX_JSON_BYTES = 100_000_000  # a vocabulary of a million words has 30 MB
 
 
+def shipped(name: str) -> Path:
+    """Where a file lies that comes with the project and is no module, such as a model.
+
+    Installed, that is a folder inside the package; the repository has it at the top level.
+
+    Args:
+        name: its path from the top of the repository.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / "shipped" / name
+    return installed if installed.exists() else package.parent / name
+
+
 class InputError(ValueError):
     """What the user gave cannot be used.
 

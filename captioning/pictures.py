@@ -41,6 +41,11 @@ def save_captioned(
     path: str | os.PathLike, pictures: Sequence[np.ndarray], captions: Sequence[str]
 ) -> None:
     """Draw pictures, (height, width, 3) uint8 each, with their captions under them."""
+    _save(captioned_sheet(pictures, captions), path)
+
+
+def captioned_sheet(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Figure:
+    """The drawing of `save_captioned`."""
     columns = min(3 if len(pictures) <= FEW else COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
     width = 5.0 if columns == 1 else 3.2  # inches
@@ -58,7 +63,7 @@ def save_captioned(
         # a label, and not free text: the layout makes room
         axes.set_xlabel(text, size=size, parse_math=False)
         axes.spines[:].set_visible(False)
-    _save(figure, path)
+    return figure
 
 
 def save_attention(

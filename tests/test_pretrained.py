@@ -24,7 +24,7 @@ def captions(captioner):
     """Photograph -> the words of its caption, beam 5."""
     photographs = sorted(set((ROOT / "images").glob("*.jpg")) - {ROOT / "images/captioned.jpg"})
     found = captioner.caption(photographs, beam_width=5)
-    return {p.stem: c.text.split() for p, c in zip(photographs, found, strict=True)}
+    return {path.stem: text.split() for path, text in zip(photographs, found, strict=True)}
 
 
 def test_the_captioner_is_small_and_goes_with_the_bundled_encoder(captioner):

@@ -13,6 +13,7 @@ import pytest
 
 from captioning import dataset
 from captioning.checkpoint import Checkpoint
+from captioning.web import __main__ as web
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,6 +81,8 @@ def test_every_command_is_of_a_kind_that_is_checked_below():
         ("python", "test.py"),
         ("python", "tools/run_notebook.py"),
         ("python", "-m", "captioning.dataset"),
+        ("python", "-m", "captioning.web"),
+        ("python", "-m", "captioning"),
         ("python", "-c"),
         ("make",),
         ("pytest",),
@@ -158,6 +161,20 @@ def test_the_download_command_is_understood(monkeypatch, capsys):
         assert dataset.main(list(arguments)) == 0
         assert arguments[-1] in MADE_BY_COMMANDS
         assert arguments[-1] in capsys.readouterr().err
+
+
+def test_the_command_of_the_page_is_understood():
+    for arguments in commands_of("python", "-m", "captioning.web"):
+        assert web.parse_arguments(list(arguments)).host == "127.0.0.1"
+
+
+def test_the_package_tells_what_there_is():
+    run = subprocess.run(
+        [sys.executable, "-m", "captioning"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    for command in ("caption ", "caption-train ", "python -m captioning.web"):
+        assert f"\n  {command}" in run.stdout
 
 
 def test_the_look_into_a_checkpoint_runs(monkeypatch, capsys):

@@ -109,7 +109,7 @@ def test_a_process_of_its_own_says_its_captions_and_nothing_else(
     assert (running.returncode, err) == (0, "")  # no greetings of TensorFlow either
     lines = json_lines(out)
     assert [line["image"] for line in lines] == [str(path) for path in order]
-    expected = Captioner.load(tiny_checkpoint).caption(order)
+    expected = Captioner.load(tiny_checkpoint).describe(order)
     assert [line["caption"] for line in lines] == [caption.text for caption in expected]
     for line, caption in zip(lines, expected, strict=True):
         assert line["log_probability"] == pytest.approx(caption.log_probability, abs=1e-4)
@@ -120,7 +120,7 @@ def test_captions_as_text(script, tiny_checkpoint, photographs, beam):
     status, out, err = script("test.py", "--image", *photographs, "--model", tiny_checkpoint, *beam)
     assert (status, err) == (0, "")
     expected = Captioner.load(tiny_checkpoint).caption(photographs, 3 if beam else 1)
-    lines = [f"{path}: {one.text}" for path, one in zip(photographs, expected, strict=True)]
+    lines = [f"{path}: {text}" for path, text in zip(photographs, expected, strict=True)]
     assert out.splitlines() == lines
 
 
@@ -383,6 +383,7 @@ def test_attention_self_critical_epochs_and_tensorboard(script, tiny_prepared, t
     assert (loaded.model.config.rnn, loaded.model.config.attention) == ("lstm", "grid")
     assert loaded.model.compute_dtype == "bfloat16"
     assert list((tmp_path / "logs").glob("events.*"))
+    assert (tmp_path / "logs" / "projector_config.pbtxt").exists()
 
 
 def test_what_training_needs_is_told(script, make_prepared, tiny_captions, tiny_prepared, tmp_path):

@@ -1,0 +1,152 @@
+"""The project as others install it: a wheel that carries its models, and two commands."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from email.parser import BytesParser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import captioning
+from captioning import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+OFFLINE = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet"]
+
+
+def run(*command, cwd=ROOT):
+    """Run a command as a user's shell would, away from this repository's modules."""
+    environment = {**os.environ, "PYTHONWARNINGS": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    run(*PIP, "wheel", *OFFLINE, "--wheel-dir", folder, ROOT)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def make_environment(tmp_path_factory):
+    """A function that makes an environment which sees the packages of this one."""
+
+    def make():
+        folder = tmp_path_factory.mktemp("environment")
+        venv.create(folder, with_pip=False, symlinks=True)
+        (site,) = folder.glob("lib/python3*/site-packages")
+        (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        return folder / "bin"
+
+    return make
+
+
+def names(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {info.filename: info for info in archive.infolist()}
+
+
+def test_the_wheel_carries_the_program_and_its_models(wheel):
+    held = names(wheel)
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "captioning").rglob("*.py")}
+    assert {name for name in modules if "__pycache__" not in name} <= set(held)
+    for name in (
+        "train.py",
+        "test.py",
+        "data/encoders/efficientnet_lite2.keras",
+        "data/encoders/LICENSE",
+        "data/pretrained/captioner.keras",
+    ):
+        assert held[f"captioning/shipped/{name}"].file_size == (ROOT / name).stat().st_size
+    assert "captioning/report_template.html" in held
+    assert wheel.stat().st_size < 40e6
+
+
+def test_the_wheel_puts_nothing_beside_the_package(wheel):
+    held = names(wheel)
+    information = f"captioning-{captioning.__version__}.dist-info"
+    assert {name.split("/")[0] for name in held} == {"captioning", information}
+    assert f"{information}/licenses/LICENSE" in held
+    assert not [name for name in held if "__pycache__" in name or "sample" in name]
+
+
+def test_the_wheel_says_what_it_needs(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("dist-info/METADATA"))
+        metadata = BytesParser().parsebytes(archive.read(name))
+    assert (metadata["Name"], metadata["Version"]) == ("captioning", captioning.__version__)
+    assert metadata.get_all("Provides-Extra") == ["gpu", "web"]
+
+
+def test_the_requirements_are_those_that_are_tested():
+    """What an installation may choose includes the versions that are pinned."""
+    pinned = {}
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
+            if not line.startswith("-"):
+                requirement = Requirement(line)
+                pinned[requirement.name] = next(iter(requirement.specifier)).version
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    for line in [*PROJECT["dependencies"], *extras]:
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(pinned[requirement.name]), line
+    needed = {Requirement(line).name for line in PROJECT["dependencies"]}
+    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    assert needed | {"jupyter"} == set(re.findall(r"^(\w+)==", listed, re.MULTILINE))
+
+
+def test_an_installation_captions_from_any_folder(wheel, make_environment, tmp_path):
+    programs = make_environment()
+    run(*PIP, "--python", programs / "python", "install", *OFFLINE, wheel)
+    picture = ROOT / "images" / "cat.jpg"
+    out = run(programs / "caption", "--image", picture, cwd=tmp_path)
+    assert re.fullmatch(re.escape(str(picture)) + r": \w+( \w+){2,}\n", out)
+    usage = run(programs / "caption-train", "--help", cwd=tmp_path)
+    assert usage.startswith("usage: caption-train ")
+    told = run(programs / "python", "-m", "captioning", cwd=tmp_path)
+    assert told.startswith(f"captioning {captioning.__version__}")
+    assert {"caption ", "caption-train "} <= set(re.findall(r"^  ([a-z-]+ )", told, re.MULTILINE))
+    place = "import captioning; print(captioning.__file__)"
+    assert str(ROOT) not in run(programs / "python", "-c", place, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("called", "again"),
+    [
+        ("/somewhere/bin/caption-train", "caption-train --data 'a b' --resume"),
+        ("train.py", "python train.py --data 'a b' --resume"),
+    ],
+)
+def test_on_ctrl_c_the_command_is_told_as_it_was_called(monkeypatch, called, again):
+    monkeypatch.setattr(sys, "argv", [called, "--data", "a b"])
+    assert cli._again("--resume") == again
+
+
+def test_an_editable_installation_runs_the_repository(make_environment, tmp_path):
+    programs = make_environment()
+    run(*PIP, "--python", programs / "python", "install", *OFFLINE, "--editable", ROOT)
+    place = "import captioning.files as f; print(f.__file__, f.shipped('test.py'))"
+    found = run(programs / "python", "-c", place, cwd=tmp_path).split()
+    assert found == [str(ROOT / "captioning" / "files.py"), str(ROOT / "test.py")]
+    assert run(programs / "caption", "--help", cwd=tmp_path).startswith("usage: caption ")
