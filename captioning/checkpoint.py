@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from captioning.files import InputError, replacing
+from captioning.files import MAX_JSON_BYTES, InputError, replacing
 from captioning.model import ATTENTIONS, RNNS, MergeDecoder, ModelConfig
 from captioning.vocabulary import Vocabulary
 
 VERSION = 1
 MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
 MAX_BYTES = 2_000_000_000  # of weights; a merge-decoder has some 20 MB
-MAX_CONFIG_BYTES = 100_000_000  # a vocabulary of a million words has 30 MB
 MAX_DEFLATION = 8  # weights are nearly noise: deflated in the file, they are half as large
 MAX_SIZE = 1_000_000  # of anything that a configuration counts
 MAX_FEATURES = 10_000_000  # numbers an image
@@ -111,7 +110,7 @@ def _read_archive(path: Path) -> tuple[dict, int]:
                 )
             size = {member.filename: member.file_size for member in archive.infolist()}
             total = sum(size.values())
-            if total > MAX_BYTES or size["config.json"] > MAX_CONFIG_BYTES:
+            if total > MAX_BYTES or size["config.json"] > MAX_JSON_BYTES:
                 raise InputError(f"{path}: unpacks to {total / 1e9:.1f} GB; refused")
             if damaged := archive.testzip():  # Keras does not compare the weights' check sum
                 raise InputError(f"{path}: its {damaged} is damaged; copy or train it again")

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -200,6 +201,13 @@ def require_file(path: Path) -> None:
     """Raise InputError if `path` is there and no file: opening a pipe would wait for ever."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: a folder or a device, expected a file; remove it")
+
+
+def refuse_bomb(archive: zipfile.ZipFile, most: int) -> None:
+    """Raise ValueError if the members of an archive would take more than `most` bytes."""
+    size = sum(member.file_size for member in archive.infolist())
+    if size > most:
+        raise ValueError(f"it unpacks to {size / 1e9:,.1f} GB")
 
 
 def read_json(path: str | os.PathLike, made_by: str) -> object:

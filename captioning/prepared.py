@@ -35,6 +35,7 @@ from captioning.files import (
     exclusive,
     json_bytes,
     read_json,
+    refuse_bomb,
     require_file,
     write_together,
 )
@@ -232,7 +233,7 @@ class Prepared:
             path.open("rb") as file,
             np.load(file, allow_pickle=False) as archive,
         ):
-            refuse_bomb(archive, MAX_TOKEN_BYTES)
+            refuse_bomb(archive.zip, MAX_TOKEN_BYTES)
             tokens = CaptionTokens(archive["ids"], archive["offsets"], archive["images"])
             fingerprint = str(archive["vocabulary"])
         self._check_fingerprint(path, fingerprint)
@@ -351,13 +352,6 @@ def _relative(image_folder: Path, folder: Path) -> str:
         return Path(os.path.relpath(image_folder.resolve(), folder.resolve())).as_posix()
     except ValueError:  # on another drive
         return image_folder.resolve().as_posix()
-
-
-def refuse_bomb(archive: np.lib.npyio.NpzFile, most: int) -> None:
-    """Raise ValueError if the arrays of an `.npz` file would take more than `most` bytes."""
-    size = sum(member.file_size for member in archive.zip.infolist())
-    if size > most:
-        raise ValueError(f"it unpacks to {size / 1e9:,.1f} GB")
 
 
 @contextlib.contextmanager

@@ -25,9 +25,9 @@ from captioning.batches import Split
 from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
 from captioning.features import FeatureCache
-from captioning.files import InputError, replacing, write_text
+from captioning.files import InputError, refuse_bomb, replacing, write_text
 from captioning.model import MergeDecoder, ModelConfig
-from captioning.prepared import Prepared, refuse_bomb
+from captioning.prepared import Prepared
 from captioning.self_critical import SelfCritic, self_critical_loss
 
 STATE_FILE = "resume.npz"
@@ -195,7 +195,7 @@ class Trainer:
                 raise ValueError("not an .npz archive")
             with path.open("rb") as file, np.load(file, allow_pickle=False) as state:
                 needed = sum(variable.numpy().nbytes for variable in variables)
-                refuse_bomb(state, needed + MAX_FACTS_BYTES)
+                refuse_bomb(state.zip, needed + MAX_FACTS_BYTES)
                 facts = json.loads(str(state["facts"]))
                 settings, history = dict(facts["settings"]), list(facts["history"])
                 self._check_settings(path, settings)
