@@ -72,7 +72,7 @@ class TensorBoard:
                     tf.summary.scalar(name, value)
             lines = map(" | ".join, zip(self._names, captions, strict=True))
             table = ["image | caption", "--- | ---", *lines]
-            tf.summary.text("sample captions", "\n".join(table))
+            tf.summary.text("sample captions as text", "\n".join(table))
             if self._pictures:
                 sheet = FigureCanvasAgg(captioned_sheet(self._pictures, captions))
                 sheet.draw()

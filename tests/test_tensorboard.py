@@ -52,12 +52,12 @@ def test_scores_and_captions_with_their_pictures_come_back(
     log.add_epoch({**ROW, "epoch": 2, "dev_CIDEr-D": 43.0})
 
     events = read(tmp_path / "log")
-    tags = {"train_loss", "dev_CIDEr-D", "sample captions/text_summary", "sample captions"}
+    tags = {"train_loss", "dev_CIDEr-D", "sample captions as text", "sample captions"}
     assert set(events.Tags()["tensors"]) == tags
     assert [event.step for event in events.Tensors("dev_CIDEr-D")] == [1, 2]
     assert [float(value) for value in values(events, "dev_CIDEr-D")] == [41.5, 43.0]
 
-    (text, _) = values(events, "sample captions/text_summary")
+    (text, _) = values(events, "sample captions as text")
     cache = open_caches(folder)[0]
     names = [f"dev{number}.jpg" for number in range(4)]
     captions = Captioner.load(tiny_checkpoint).caption_cached(cache, names)
@@ -80,7 +80,7 @@ def test_without_the_picture_files_a_line_says_so(board, tiny_prepared, tmp_path
     assert "dev0.jpg: no such file" in err
     assert err.count("\n") == 1
     tags = read(tmp_path / "log").Tags()["tensors"]
-    assert "sample captions/text_summary" in tags
+    assert "sample captions as text" in tags
     assert "sample captions" not in tags
 
 
