@@ -55,6 +55,13 @@ def test_words_keep_letters_and_inner_marks_and_drop_punctuation(caption, tokens
     assert tokenize(caption) == tokens
 
 
+@given(caption=st.text(st.characters(max_codepoint=127)))
+def test_ascii_is_cut_as_all_text_is(caption):
+    *words, last = tokenize(f"{caption} \N{LATIN SMALL LETTER E WITH ACUTE}")
+    assert last == "\N{LATIN SMALL LETTER E WITH ACUTE}"
+    assert tokenize(caption) == words
+
+
 def test_characters_are_cut_singly_and_joined_without_spaces():
     assert tokenize_characters("两只狗, A1!") == ["两", "只", "狗", "a", "1"]
     built = Vocabulary.from_captions([["两", "只", "狗"]], min_count=1, tokenizer="characters")
