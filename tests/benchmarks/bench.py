@@ -329,6 +329,8 @@ def against_torch(bench: Bench, encoder: Encoder) -> Row:
     except ImportError as error:
         missing = error.name or "torch"
         return left_out(title, f"{missing.split('.')[0]} is not installed", target)
+    except RuntimeError as error:  # torch and torchvision of different builds
+        return left_out(title, f"PyTorch cannot be loaded: {error}", target)
     import torch
 
     count = feature_module.BATCH_SIZE
