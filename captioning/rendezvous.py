@@ -95,7 +95,8 @@ class Rendezvous:
         """Wait until all are there and agree."""
         self._addresses, self._index = addresses, index
         self._patience, self._deadline = patience, time.monotonic() + patience
-        self._finished = threading.Event()
+        self._finished = threading.Event()  # from now on nobody is missed
+        self._left = threading.Event()  # and this process has said goodbye
         self._peers: dict[int, socket.socket] = {}
         if index == 0:
             self._gather(note)
@@ -153,6 +154,8 @@ class Rendezvous:
             with contextlib.suppress(OSError):
                 _send(connection, {"problem": problem})
         if problem:
+            for connection in self._peers.values():
+                connection.close()
             raise InputError(problem)
 
     def _difference(self, note: dict, other: dict, index: int) -> str | None:
@@ -169,6 +172,7 @@ class Rendezvous:
         host, port = _host_and_port(self._addresses[0])
         reason = "no answer"
         while time.monotonic() < self._deadline:
+            connection = None
             try:
                 connection = socket.create_connection((host, port), timeout=self._remaining())
                 _send(connection, {"worker": self._index, "note": note})
@@ -176,9 +180,12 @@ class Rendezvous:
                 answer = _receive(connection)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or str(error) or reason
+                if connection:
+                    connection.close()
                 time.sleep(RETRY_SECONDS)
                 continue
             if answer.get("problem"):
+                connection.close()
                 raise InputError(str(answer["problem"]))
             return connection
         raise InputError(
@@ -189,10 +196,13 @@ class Rendezvous:
     def _watch(self, peer: int, connection: socket.socket) -> None:
         """End this process if the other end closes without a goodbye."""
         connection.settimeout(None)
+        goodbye = False
         with contextlib.suppress(OSError):
-            if connection.recv(1) == GOODBYE:
-                return
-        if self._finished.is_set():
+            goodbye = connection.recv(1) == GOODBYE
+        if goodbye:
+            self._left.wait()
+        if goodbye or self._finished.is_set():
+            connection.close()
             return
         os.write(
             2,
@@ -207,6 +217,7 @@ class Rendezvous:
         for connection in self._peers.values() if well else ():
             with contextlib.suppress(OSError):
                 connection.sendall(GOODBYE)
+        self._left.set()
 
 
 def _send(connection: socket.socket, message: dict) -> None:
