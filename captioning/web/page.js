@@ -218,8 +218,8 @@ part("camera").addEventListener("click", async () => {
   closeCamera();
   try {
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    await video.play(); // before it is shown: a picture may be taken at once
     part("live").hidden = false;
-    await video.play();
     part("take").focus();
   } catch (error) {
     closeCamera();
