@@ -146,7 +146,8 @@ def training(folder: str, images: str, attention: str) -> dict:
     batches = trainer._plan(1)
     first = next(batches)
     plan = time.perf_counter() - started
-    batches = itertools.chain([first], batches)
+    later = itertools.chain.from_iterable(trainer._plan(epoch) for epoch in itertools.count(2))
+    batches = itertools.chain([first], batches, later)  # a small data set has few batches
     for features, words in itertools.islice(batches, WARM_UP):
         trainer._train_step(features, words)
     captions, started = 0, time.perf_counter()
