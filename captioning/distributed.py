@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -134,6 +135,8 @@ def join(options: argparse.Namespace, prepared: Prepared) -> tuple[Team | None, 
                 f"worker {index}: TensorFlow cannot start at {addresses[index]} ({reason}); "
                 "check TF_CONFIG, and that nothing else uses the port"
             ) from None
+    # TensorFlow listens to SIGTERM and goes on; job managers mean it, and files are whole anyway
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _say(f"worker {index} of {len(addresses)}, {strategy.num_replicas_in_sync} replicas in all")
     team = Team(strategy, index, len(addresses), rendezvous)
     if team.is_chief:
