@@ -182,6 +182,8 @@ def test_a_row_says_whether_its_target_was_met_and_by_how_much_not():
     assert (met.median, met.verdict) == (3, "met")
     assert (missed.median, missed.verdict) == (2.2, "missed by 10%")
     assert missed.to_json()["quartiles"] == [2.0, 2.4]
+    of_numpy = measuring.Row("a", "x/s", list(np.ones(2)), list(np.ones(2)), np.float64(3))
+    assert json.loads(json.dumps(of_numpy.to_json()))["met"] is False
     gone = measuring.left_out("c", "torch is not installed", 1)
     text = measuring.table([met, missed, gone])
     assert "left out: torch is not installed" in text

@@ -524,11 +524,11 @@ def main(arguments: list[str] | None = None) -> None:
         "limits": found_limits,
         "rows": [row.to_json() for row in rows],
     }
+    print(describe(report))
+    print(table(rows))
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(describe(report))
-    print(table(rows))
     missed = [row for row in rows if not row.left_out and not row.met]
     measured = [row for row in rows if not row.left_out]
     print(f"\n{len(measured) - len(missed)} of {len(measured)} targets met; figures: {output}")

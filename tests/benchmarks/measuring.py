@@ -84,7 +84,8 @@ class Row:
     @property
     def met(self) -> bool:
         """Whether the median reaches the target."""
-        return self.median >= self.target if self.at_least else self.median <= self.target
+        met = self.median >= self.target if self.at_least else self.median <= self.target
+        return bool(met)  # JSON knows none of NumPy's
 
     @property
     def verdict(self) -> str:
