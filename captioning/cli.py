@@ -103,11 +103,18 @@ def _stopping_at_once(farewell: str) -> Iterator[None]:
                 os.write(2, f"\n{farewell}\n".encode())
                 os._exit(130)
 
+    def tell(unraisable) -> None:
+        # Ctrl-C within a destructor is not raised; the watcher ends the process then
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            told_before(unraisable)
+
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
+    told_before, sys.unraisablehook = sys.unraisablehook, tell
     try:
         yield
     finally:
+        sys.unraisablehook = told_before
         finished.set()
         signal.set_wakeup_fd(before)
         os.close(told)

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from captioning.features import cache_folder
 from captioning.files import write_json
 from captioning.prepared import write_captions, write_embeddings
 from captioning.vocabulary import Vocabulary, tokenize
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 ROOT = Path(__file__).resolve().parent.parent
 DIMENSION = 6  # of the word vectors

@@ -291,6 +291,32 @@ def interrupt(running):
     return err
 
 
+IN_A_DESTRUCTOR = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from captioning.cli import run
+
+class Interrupted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+def main():
+    Interrupted()
+    time.sleep(60)
+
+run(main, "stopped; go on with")
+"""
+
+
+def test_ctrl_c_where_nothing_can_be_raised_ends_the_run_all_the_same():
+    code = IN_A_DESTRUCTOR.format(root=str(ROOT))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20)
+    assert ended.returncode == 130
+    assert ended.stderr.startswith(b"\nstopped; go on with")
+    assert b"Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize("round_", range(max(1, KILLS // 4)))
 class TestCtrlC:
     """In the middle of something that takes long, at a random moment of it."""
