@@ -110,10 +110,10 @@ class Captioner:
             One caption an image.
         """
         dtype = np.float16 if features.dtype == np.float16 else np.float32  # as a cache has them
-        search = self._search(beam_width, length_penalty, dtype)
         captions = []
         for start in range(0, len(features), BATCH_SIZE):
             batch = features[start : start + BATCH_SIZE].astype(dtype, copy=False)
+            search = self._search(beam_width, length_penalty, dtype, len(batch) == 1)
             ids, scores = search(tf.constant(batch))
             captions += [
                 Caption(self.vocabulary.decode(row), float(score))
@@ -222,13 +222,18 @@ class Captioner:
         signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec((1, None), tf.int32)]
         return tf.function(look, input_signature=signature, autograph=False)
 
-    def _search(self, beam_width: int, length_penalty: float, dtype: type):
-        """The compiled search: features -> ids (images, words), log-probabilities (images,)."""
+    def _search(self, beam_width: int, length_penalty: float, dtype: type, is_one: bool):
+        """The compiled search: features -> ids (images, words), log-probabilities (images,).
+
+        A step for one image is so little work that starting its operations takes most of the
+        time; XLA makes one piece of code of them. Not in bfloat16, where it rounds in other
+        places, and a picture alone would more often get another caption than among others.
+        """
         if not isinstance(beam_width, numbers.Integral) or beam_width < 1:
             raise InputError(f"beam_width = {beam_width!r}: expected a whole number from 1 up")
-        key = (beam_width, length_penalty if beam_width > 1 else None, dtype)
+        key = (beam_width, length_penalty if beam_width > 1 else None, dtype, is_one)
         if key not in self._searches:
-            shape = (None, *self.model.config.feature_shape)
+            shape = (1 if is_one else None, *self.model.config.feature_shape)
 
             def search(features):
                 if beam_width == 1:
@@ -240,7 +245,10 @@ class Captioner:
                 return captions[:, 0], log_probabilities[:, 0]
 
             self._searches[key] = tf.function(
-                search, input_signature=[tf.TensorSpec(shape, dtype)], autograph=False
+                search,
+                input_signature=[tf.TensorSpec(shape, dtype)],
+                autograph=False,
+                jit_compile=is_one and self.model.compute_dtype == "float32",
             )
         return self._searches[key]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import math
 import os
 import shlex
@@ -164,6 +165,7 @@ def run(main: Callable[[], int | None], interrupted: str, go_on: str = "") -> No
             file=sys.stderr,
         )
         status = 2
+    gc.freeze()  # or Python looks through all of TensorFlow for garbage, most of a second
     sys.exit(status)
 
 
@@ -190,8 +192,19 @@ def quiet_stderr() -> Iterator[None]:
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow, which takes seconds, without its greetings."""
-    with quiet_stderr():
-        import tensorflow as tf
+    """Import TensorFlow, which takes seconds, without its greetings.
 
-        tf.config.list_logical_devices()
+    What is imported stays. To look through it for garbage, again and again while it is imported
+    and at every full collection after, would take a fifth of those seconds.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with quiet_stderr():
+            import tensorflow as tf
+
+            tf.config.list_logical_devices()
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()

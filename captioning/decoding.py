@@ -47,11 +47,11 @@ def _search(
     """
 
     def shapes(tensors):
-        return tf.nest.map_structure(lambda x: tf.TensorShape([None, *x.shape[1:]]), tensors)
+        images = 1 if captions[0].shape[0] == 1 else None
+        return tf.nest.map_structure(lambda x: tf.TensorShape([images, *x.shape[1:]]), tensors)
 
-    def round_(t, places, image, captions, state, found):
-        """Extend until enough images are done, note all captions, and keep the open images."""
-        enough = tf.cast(SHRINK_BELOW * tf.cast(tf.size(places), tf.float32), tf.int32)
+    def extend_while_open(t, image, captions, state, enough):
+        """Extend all captions until no more than `enough` images are open."""
 
         def is_worth_it(t, captions, state):
             still_open = tf.math.count_nonzero(is_open(captions, state), dtype=tf.int32)
@@ -60,12 +60,17 @@ def _search(
         def extend_all(t, captions, state):
             return t + 1, *extend(t, image, captions, state)
 
-        t, captions, state = tf.while_loop(
+        return tf.while_loop(
             is_worth_it,
             extend_all,
             (t, captions, state),
             (tf.TensorShape([]), shapes(captions), shapes(state)),
         )
+
+    def round_(t, places, image, captions, state, found):
+        """Extend until enough images are done, note all captions, and keep the open images."""
+        enough = tf.cast(SHRINK_BELOW * tf.cast(tf.size(places), tf.float32), tf.int32)
+        t, captions, state = extend_while_open(t, image, captions, state, enough)
         found = tuple(
             tf.tensor_scatter_nd_update(old, places[:, None], new)
             for old, new in zip(found, captions, strict=True)
@@ -75,6 +80,8 @@ def _search(
         left = tf.nest.map_structure(lambda x: tf.gather(x, still_open), left)
         return t, *left, found
 
+    if captions[0].shape[0] == 1:  # none leaves the batch, and all shapes are known to XLA
+        return extend_while_open(0, image, captions, state, 0)[1]
     variables = (0, tf.range(tf.shape(captions[0])[0]), image, captions, state, captions)
     *_, found = tf.while_loop(
         lambda t, places, *_: (t < steps) & (tf.size(places) > 0),
@@ -85,6 +92,11 @@ def _search(
     return found
 
 
+def _image_count(features: tf.Tensor) -> int | tf.Tensor:
+    """I of features (I, ...): a number where the graph is made for so many, else a tensor."""
+    return tf.shape(features)[0] if features.shape[0] is None else features.shape[0]
+
+
 def _step(model, words: tf.Tensor, state: list[tf.Tensor], image) -> tuple:
     """`model.step` with a state (I, W, ...): log-probabilities (I, W, V) and the new state."""
     by_row = [tf.reshape(part, (-1, *part.shape[2:])) for part in state]
@@ -93,7 +105,7 @@ def _step(model, words: tf.Tensor, state: list[tf.Tensor], image) -> tuple:
     return scores, [tf.reshape(part, (shape[0], shape[1], *part.shape[1:])) for part in by_row]
 
 
-def _initial_state(model, images: tf.Tensor, width: int) -> list[tf.Tensor]:
+def _initial_state(model, images: int | tf.Tensor, width: int) -> list[tf.Tensor]:
     """The model's state before the first word of `width` captions an image: (I, W, ...)."""
     state = model.initial_state(images * width)
     return [tf.reshape(part, (images, width, *part.shape[1:])) for part in state]
@@ -135,7 +147,7 @@ def sample(
 
 def _decode(model, features, count, max_words, choose) -> tuple[tf.Tensor, tf.Tensor]:
     """Extend `count` captions an image a word at a time, each word picked by `choose`."""
-    images, steps = tf.shape(features)[0], max_words + 1
+    images, steps = _image_count(features), max_words + 1
 
     def is_open(captions, state):
         words, _ = state
@@ -181,7 +193,7 @@ def beam_search(
     Returns:
         int32 (I, 1, max_words + 1): ids up to END, then pads; float32 (I, 1): log-probabilities.
     """
-    images, width, steps = tf.shape(features)[0], beam_width, max_words + 1
+    images, width, steps = _image_count(features), beam_width, max_words + 1
 
     def is_open(captions, state):
         # log-probabilities only fall, so the best an unfinished caption can reach is its sum so

@@ -240,13 +240,13 @@ def _batches(
     try:
         ahead = submit(0)
         for start in range(0, len(images), batch_size):
-            current, ahead = ahead, submit(start + batch_size)
-            results = [future.result() for future in current]
+            results = [future.result() for future in ahead]
             unread = {row: text for row, text in enumerate(results) if isinstance(text, str)}
             pixels = np.zeros((len(results), size, size, 3), np.uint8)
             for row, result in enumerate(results):
                 if row not in unread:
                     pixels[row] = result
+            ahead = submit(start + batch_size)  # not before: the readers would hold Python up
             grid = encode_images(encoder, pixels)
             grid[list(unread)] = 0
             yield grid, unread

@@ -4,6 +4,7 @@ A vocabulary is plain data: it is saved as JSON, travels inside the checkpoint, 
 tokeniser it was built with, so that a caption is cut in one way from training to scoring.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -11,8 +12,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-
-from nltk.tokenize import RegexpTokenizer
 
 from captioning.files import InputError, read_json, write_json
 
@@ -28,8 +27,8 @@ _MARKS = frozenset(
     if unicodedata.category(character).startswith("M")
 )
 _LETTER = rf"(?:[^\W_]|[{''.join(sorted(_MARKS))}])"
-_WORD = RegexpTokenizer(rf"{_LETTER}+(?:['-]{_LETTER}+)*")
-_ASCII_WORD = RegexpTokenizer(r"[a-z0-9]+(?:['-][a-z0-9]+)*")  # the same in ASCII, much faster
+_WORD = rf"{_LETTER}+(?:['-]{_LETTER}+)*"
+_ASCII_WORD = r"[a-z0-9]+(?:['-][a-z0-9]+)*"  # the same in ASCII, much faster
 
 # What a word read from a file may be: no spaces, nothing that would garble a terminal (control
 # characters) or that cannot be written (half a surrogate pair).
@@ -44,14 +43,26 @@ def _normalise(caption: str) -> str:
     )
 
 
+@functools.cache
+def _words_of(pattern: str) -> Callable[[str], list[str]]:
+    """A tokeniser that finds what matches `pattern`.
+
+    NLTK is imported when the first caption is cut: it brings SciPy along, which takes most of a
+    second, and a photograph is captioned without either.
+    """
+    from nltk.tokenize import RegexpTokenizer
+
+    return RegexpTokenizer(pattern).tokenize
+
+
 def tokenize(caption: str) -> list[str]:
     """Cut a caption into lower-case words without punctuation.
 
     Words keep inner apostrophes and hyphens: "A dog's T-shirt!" gives a, dog's, t-shirt.
     """
     if caption.isascii():  # nearly all English ones, and a large data set has half a million
-        return _ASCII_WORD.tokenize(caption.lower())
-    return _WORD.tokenize(_normalise(caption))
+        return _words_of(_ASCII_WORD)(caption.lower())
+    return _words_of(_WORD)(_normalise(caption))
 
 
 def tokenize_characters(caption: str) -> list[str]:

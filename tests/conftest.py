@@ -1,5 +1,6 @@
 """Tiny data, a tiny encoder and tiny trained models that several test files share."""
 
+import gc
 import os
 import runpy
 import signal
@@ -235,6 +236,7 @@ def script(monkeypatch, capfd, tmp_path):
         capfd.readouterr()
         with pytest.raises(SystemExit) as exit_:
             runpy.run_path(str(ROOT / name), run_name="__main__")
+        gc.unfreeze()  # a script that ends tells the collector to look at nothing any more
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         return exit_.value.code, out, err

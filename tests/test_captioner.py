@@ -74,7 +74,7 @@ def test_a_beam_gives_the_best_of_its_search(captioner):
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_batch_of_images_equals_its_singles(looking, width):
-    features = random_features(looking, 4)
+    features = random_features(looking, 20)
     together = looking.caption_features(features, width)
     for caption, feature in zip(together, features, strict=True):
         (alone,) = looking.caption_features(feature[None], width)

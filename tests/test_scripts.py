@@ -1,9 +1,12 @@
 """train.py and test.py as their users meet them: arguments in; stdout, stderr and a status out."""
 
+import ast
 import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -113,6 +116,17 @@ def test_a_process_of_its_own_says_its_captions_and_nothing_else(
     assert [line["caption"] for line in lines] == [caption.text for caption in expected]
     for line, caption in zip(lines, expected, strict=True):
         assert line["log_probability"] == pytest.approx(caption.log_probability, abs=1e-4)
+
+
+def test_a_photograph_is_captioned_without_what_only_preparing_needs():
+    code = "import sys, captioning.captioner; print([*sys.modules])"
+    names = ast.literal_eval(
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, text=True
+        ).stdout
+    )
+    assert "tensorflow" in names
+    assert {"nltk", "gensim", "scipy.stats", "tensorboard"}.isdisjoint(names)
 
 
 @pytest.mark.parametrize("beam", [[], ["--beam-width", "3"]])

@@ -325,12 +325,12 @@ def against_torch(bench: Bench, encoder: Encoder) -> Row:
     """The same network in PyTorch, on the same pictures in memory."""
     title, target = f"{encoder.name} against PyTorch", 1
     try:
-        network = torch_network(encoder.name)
+        from tests.benchmarks.torch_networks import network
+
+        forward = network(encoder.name)
     except ImportError as error:
         missing = error.name or "torch"
         return left_out(title, f"{missing.split('.')[0]} is not installed", target)
-    except RuntimeError as error:  # torch and torchvision of different builds
-        return left_out(title, f"PyTorch cannot be loaded: {error}", target)
     import torch
 
     count = feature_module.BATCH_SIZE
@@ -339,7 +339,7 @@ def against_torch(bench: Bench, encoder: Encoder) -> Row:
 
     def theirs():
         with torch.inference_mode():
-            return network(tensor)
+            return forward(tensor)
 
     found = alternate(
         {
@@ -349,23 +349,6 @@ def against_torch(bench: Bench, encoder: Encoder) -> Row:
         bench.repetitions,
     )
     return faster(title, "images/s", found, target)
-
-
-def torch_network(name: str):
-    """The network of that name in PyTorch, up to its last grid of features.
-
-    Raises:
-        ImportError: the package that holds it is not installed; see requirements.txt here.
-    """
-    import torch
-
-    if name == BUNDLED:
-        from efficientnet_lite_pytorch import EfficientNet
-
-        return EfficientNet.from_name("efficientnet-lite2").eval().extract_features
-    from torchvision.models import resnet50
-
-    return torch.nn.Sequential(*list(resnet50(weights=None).children())[:-2]).eval()
 
 
 # --- memory, start, word vectors ------------------------------------------------------------------
