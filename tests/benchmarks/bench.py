@@ -388,13 +388,11 @@ def memory_by_size(bench: Bench) -> Iterator[Row]:
 
 def start(bench: Bench) -> Iterator[Row]:
     """`test.py --image` as a process of its own, against importing TensorFlow and the encoder."""
-    model = bench.folder / "model.keras"
-    bench.captioner("none").checkpoint.save(model)
     picture = str(bench.photographs[0])
     code = "import tensorflow; from captioning.encoders import BUNDLED, load_encoder; "
     commands = {
         "usual": [sys.executable, "-c", code + "load_encoder(BUNDLED)"],
-        "ours": [sys.executable, "test.py", "--image", picture, "--model", str(model)],
+        "ours": [sys.executable, "test.py", "--image", picture],
     }
     jobs = {
         name: lambda command=command: seconds(
