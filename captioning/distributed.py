@@ -286,15 +286,8 @@ def _trainer_class():
 
         # --- one epoch ----------------------------------------------------------------------------
 
-        def _plan(self, epoch):
-            config = self.config
-            return self.train.batches(
-                config.batch_size,
-                config.captions_per_image,
-                config.max_words,
-                (config.seed, epoch),
-                self._team.part,
-            )
+        def _my_part(self, images):
+            return self._team.part(images)
 
         def _seed_dropout(self, epoch):
             """Each replica draws its own; the first draws as one device would."""
@@ -317,7 +310,7 @@ def _trainer_class():
                 images = order[start : start + self._images_a_step]
                 mirrored = self.train.draw_mirrored(images, rng)
                 seed = (rng.integers(2**31, size=2) + np.array([self._team.index, 0])) % 2**31
-                mine = self._team.part(len(images))
+                mine = self._my_part(len(images))
                 nothing = mine.start == mine.stop  # in the last batch: sample, and leave it out
                 mine = slice(0, 1) if nothing else mine
                 features = self.train.features(

@@ -373,10 +373,3 @@ def _recorded(path: Path, plan: dict) -> dict | None:
         )
     same = all(record[key] == plan[key] for key in ("images", "mirrored", "has_grid"))
     return record if same else None
-
-
-if __name__ == "__main__":
-    from captioning.cli import run
-    from captioning.shares import main
-
-    run(main, "stopped; the shares are as they were, begin again with")

@@ -9,7 +9,7 @@ Share 3 of 16 is a feature cache of its own inside the cache it is a part of:
 A share begins and ends where a batch does. The CNN thus sees the very batches of a single run,
 and the shares laid end to end,
 
-    python -m captioning.features merge prepared/features/<encoder>
+    python -m captioning.shares merge prepared/features/<encoder>
 
 are byte for byte what a single run makes (on machines that compute alike).
 """
@@ -23,6 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from captioning.cli import run
 from captioning.encoders import Encoder, require_same_encoder
 from captioning.features import (
     BATCH_SIZE,
@@ -73,7 +74,7 @@ def extract_share(
         if _share_folders(folder) and not (folder / "index.json").exists():
             raise InputError(
                 f"{folder}: holds shares of an extraction; merge them with\n"
-                f"python -m captioning.features merge {folder}, or remove them to begin anew"
+                f"python -m captioning.shares merge {folder}, or remove them to begin anew"
             )
         return extract_features(
             folder, image_folder, images, encoder, batch_size=batch_size, **options
@@ -264,9 +265,9 @@ def _fingerprint(names: Sequence[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `python -m captioning.features`; returns the exit status."""
+    """Run `python -m captioning.shares`; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m captioning.features", description="Put features together."
+        prog="python -m captioning.shares", description="Put features together."
     )
     commands = parser.add_subparsers(required=True)
     merge = commands.add_parser("merge", help="make one cache of the shares of an extraction")
@@ -284,3 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+if __name__ == "__main__":
+    run(main, "stopped; the shares are as they were, begin again with")

@@ -301,7 +301,12 @@ class Trainer:
             config.captions_per_image,
             config.max_words,
             (config.seed, epoch),
+            self._my_part,
         )
+
+    def _my_part(self, images: int) -> slice:
+        """Which of a batch of so many images this process trains on: all of them."""
+        return slice(images)
 
     def _update(self, features, words):
         """One step of the optimiser; the summed negative log-likelihood and the word count."""

@@ -258,7 +258,7 @@ def test_folders_that_hold_something_else(extract, tmp_path, names):
 
 def test_shares_are_not_forgotten(extract, tmp_path):
     folder = extract(tmp_path / "cache", "1/2")
-    with pytest.raises(InputError, match=r"merge them with\npython -m captioning\.features merge "):
+    with pytest.raises(InputError, match=r"merge them with\npython -m captioning\.shares merge "):
         extract(folder, "")
 
 
@@ -267,10 +267,10 @@ def test_shares_are_not_forgotten(extract, tmp_path):
 
 def test_the_command_merges_several_folders(extract, tmp_path, monkeypatch, capsys):
     folders = [extract(tmp_path / "a", *all_of(2)), extract(tmp_path / "b", "2/2")]
-    monkeypatch.setattr(sys, "argv", ["features", "merge", *map(str, folders)])
-    monkeypatch.delitem(sys.modules, "captioning.features")  # or runpy warns of the second copy
+    monkeypatch.setattr(sys, "argv", ["shares", "merge", *map(str, folders)])
+    monkeypatch.delitem(sys.modules, "captioning.shares")  # or runpy warns of the second copy
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_module("captioning.features", run_name="__main__")
+        runpy.run_module("captioning.shares", run_name="__main__")
     out, err = capsys.readouterr()
     assert exit_.value.code == 2
     assert out == ""
