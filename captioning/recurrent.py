@@ -44,9 +44,9 @@ class GRU(keras.layers.GRU):
         return tf.cast(outputs, dtype), tf.cast(state, dtype)
 
 
-def _multiply(a: tf.Tensor, kernel: tf.Tensor, **options) -> tf.Tensor:
+def _multiply(a: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """A product in the kernel's dtype, back in float32."""
-    return tf.cast(tf.matmul(tf.cast(a, kernel.dtype), kernel, **options), tf.float32)
+    return tf.cast(tf.matmul(tf.cast(a, kernel.dtype), kernel), tf.float32)
 
 
 def _step(projected, state, kernel, bias):
@@ -79,6 +79,7 @@ def _all_steps(projected, start, kernel, bias):
 
     def gradient(upstream):
         before = tf.concat([start[None], states[:-1]], 0)
+        transposed = tf.transpose(kernel)  # once, and not at every step
 
         def backward(t, from_next, inputs, recurrents):
             update, reset, candidate, recurrent = tf.split(kept[t], 4, axis=1)
@@ -88,7 +89,7 @@ def _all_steps(projected, start, kernel, bias):
             to_reset = to_candidate * recurrent * reset * (1 - reset)
             to_input = tf.concat([to_update, to_reset, to_candidate], 1)
             to_recurrent = tf.concat([to_update, to_reset, to_candidate * reset], 1)
-            from_next = down * update + _multiply(to_recurrent, kernel, transpose_b=True)
+            from_next = down * update + _multiply(to_recurrent, transposed)
             return t - 1, from_next, inputs.write(t, to_input), recurrents.write(t, to_recurrent)
 
         _, to_start, inputs, recurrents = tf.while_loop(
