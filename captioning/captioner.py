@@ -14,7 +14,7 @@ from PIL import Image
 from captioning.checkpoint import Checkpoint
 from captioning.decoding import beam_search, decode_greedily
 from captioning.encoders import Encoder, load_encoder, load_image
-from captioning.features import MADE_BY, FeatureCache, encode_images
+from captioning.features import MADE_BY, FeatureCache, encode_images, read_rows
 from captioning.files import InputError, shipped
 
 PRETRAINED = shipped("data/pretrained/captioner.keras")
@@ -288,4 +288,4 @@ def read_features(
             f"{cache.folder}: has pooled features alone, but attention needs the grid; run "
             f"{MADE_BY} again with keep_grid = True"
         )
-    return array[rows].reshape(len(rows), *feature_shape)
+    return read_rows(array, rows).reshape(len(rows), *feature_shape)

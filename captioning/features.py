@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import math
+import mmap
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -94,6 +95,23 @@ class FeatureCache:
         return np.array(
             [-1 if image in self.failed else row_of[image] for image in images], np.int64
         )
+
+
+def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Copy rows of a memory-mapped array, each read from the disk at one go.
+
+    A system that is asked for a page reads ahead, up to megabytes that nobody wants where rows are
+    drawn at random. Told what is wanted, it reads that and no more.
+    """
+    mapped = array.base
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):
+        size, start = array[0].nbytes, array.offset % mmap.ALLOCATIONGRANULARITY
+        for row in rows.tolist():
+            begin = start + row % len(array) * size
+            page = begin - begin % mmap.PAGESIZE
+            with contextlib.suppress(OSError):  # it is advice, which a system need not take
+                mapped.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
+    return array[rows]
 
 
 def cache_folder(prepared: str | os.PathLike, encoder_name: str, mirrored: bool = False) -> Path:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import mmap
 import os
 import resource
 import signal
@@ -17,7 +18,7 @@ from PIL import Image
 
 from captioning import features
 from captioning.encoders import Encoder, load_encoder, load_image
-from captioning.features import FeatureCache, cache_folder, extract_features
+from captioning.features import FeatureCache, cache_folder, extract_features, read_rows
 from captioning.files import InputError, exclusive
 
 SIZE = 16
@@ -438,3 +439,16 @@ def test_ctrl_c_stops_soon_and_keeps_what_is_done(tmp_path, pictures, names):
     assert sum(encoder.seen) == 40 - done
     undisturbed = extract_features(tmp_path / "whole", pictures, names, PatchMeans(), batch_size=4)
     assert contents(folder) == contents(undisturbed.folder)
+
+
+@pytest.mark.parametrize("shape", [(1000, 7), (300, 9, 9, 40)])
+def test_rows_are_read_as_they_are_stored(tmp_path, shape):
+    stored = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    np.save(tmp_path / "array.npy", stored)
+    mapped = np.load(tmp_path / "array.npy", mmap_mode="r")
+    rows = np.array([5, 0, len(stored) - 1, 5, -1])
+    for array in (mapped, stored):
+        read = read_rows(array, rows)
+        np.testing.assert_array_equal(read, stored[rows])
+        assert not isinstance(read.base, mmap.mmap)  # a copy
+    assert read_rows(mapped, rows[:0]).shape == (0, *shape[1:])

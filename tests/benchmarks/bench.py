@@ -1,7 +1,7 @@
 """Measure this project against the usual way and against the machine's limits.
 
     make bench               all rows, on a quiet machine
-    make bench QUICK=1       fewer repetitions, smaller data
+    make bench QUICK=1       fewer repetitions, smaller data, no ResNet50
     python -m tests.benchmarks.bench --only decoding start
 
 What each row measures and how is told in docs/performance.md. The table goes to stdout, all
@@ -77,11 +77,16 @@ class Bench:
         return load_encoder(BUNDLED)
 
     @cached_property
-    def resnet50(self) -> Encoder:
-        """ResNet50 with random weights: those of ImageNet would need a download."""
+    def encoders(self) -> list[Encoder]:
+        """The bundled encoder and, if there is time, ResNet50.
+
+        ResNet50 has random weights: those of ImageNet would need a download.
+        """
+        if self.quick:
+            return [self.encoder]
         path = self.folder / "resnet50.weights.h5"
         keras.applications.ResNet50(include_top=False, weights=None).save_weights(path)
-        return load_encoder("resnet50", weights=path)
+        return [self.encoder, load_encoder("resnet50", weights=path)]
 
     @property
     def prepared(self) -> Path:
@@ -208,9 +213,7 @@ def peak_job(trainer, dtype: str):
 
 def one_image(bench: Bench) -> Iterator[Row]:
     """A greedy caption of one photograph, the model loaded: CNN and decoding."""
-    for encoder, (attention, name) in itertools.product(
-        (bench.encoder, bench.resnet50), NAMES.items()
-    ):
+    for encoder, (attention, name) in itertools.product(bench.encoders, NAMES.items()):
         size = encoder.image_size
         pixels = load_image(bench.photographs[0], size)
         batch = pixels[None].astype(np.float32)
@@ -282,7 +285,7 @@ def decoding(bench: Bench) -> Iterator[Row]:
 
 def extraction(bench: Bench) -> Iterator[Row]:
     """Images a second from JPEG files to the cache, and how busy the CNN is meanwhile."""
-    for encoder in (bench.encoder, bench.resnet50):
+    for encoder in bench.encoders:
         name, size = encoder.name, encoder.image_size
         cnn = usual.cnn_for(encoder.model, size, (encoder.grid_shape[-1],))
         paths, busy, fresh = bench.photographs, [], itertools.count()
@@ -480,7 +483,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--quick", action="store_true", help="fewer repetitions, smaller data")
+    add("--quick", action="store_true", help="fewer repetitions, smaller data, no ResNet50")
     add("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
     add("--output", default="build/benchmark.json", help="default: %(default)s")
     return parser.parse_args(arguments)
