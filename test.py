@@ -12,19 +12,27 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from captioning.cli import import_tensorflow, not_negative_float, run, whole_number
-from captioning.files import InputError
+from captioning.cli import (
+    ArgumentParser,
+    import_tensorflow,
+    not_negative_float,
+    run,
+    whole_number,
+)
+from captioning.files import InputError, require_writable, same_file
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+PAGE_SUFFIXES = (".html", ".htm")
 BATCH_SIZE = 16  # photographs encoded at once
 MAX_BEAM_WIDTH = 1000  # wider ones find nothing better and need memory in proportion
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; see `--help`."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -71,9 +79,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Do what the command line says; the exit status."""
     options = parse_arguments()
-    if options.save and Path(options.save).suffix.lower() not in PICTURE_SUFFIXES:
-        raise InputError(f"{options.save}: expected a name ending in {', '.join(PICTURE_SUFFIXES)}")
     paths = list_images(options.image) if options.image else []
+    if options.save:
+        require_output(options.save, PICTURE_SUFFIXES, paths)
+    if options.report:
+        require_output(options.report, PAGE_SUFFIXES)
     if options.attention and len(paths) != 1:
         raise InputError(f"--attention draws one picture, {len(paths)} were given; name one file")
     import_tensorflow()
@@ -87,6 +97,16 @@ def main() -> int:
     if options.split:
         return score_split(captioner, options)
     return caption_images(captioner, paths, options)
+
+
+def require_output(name: str, suffixes: tuple[str, ...], inputs: Sequence[Path] = ()) -> None:
+    """Raise InputError unless a result can be written to `name`: better now than after the work."""
+    path = Path(name)
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{name}: expected a name ending in {', '.join(suffixes)}")
+    if any(same_file(name, place) for place in inputs):
+        raise InputError(f"{name}: is one of the photographs; choose another name for the result")
+    require_writable(path)
 
 
 def list_images(places: list[str]) -> list[Path]:
@@ -135,7 +155,7 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
                 line["log_probability"] = caption.log_probability
                 print(json.dumps(line, ensure_ascii=False), flush=True)
             else:
-                print(f"{path}: {caption.text}", flush=True)
+                print(f"{shown_name(path)}: {caption.text}", flush=True)
         if options.save:
             shown += pixels
             captions += [caption.text for caption in found]
@@ -150,6 +170,11 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
     if not bad:
         return 0
     return 2 if len(paths) == 1 else 1
+
+
+def shown_name(path: Path) -> str:
+    """A file name in one line, whatever is in it."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))
 
 
 def score_split(captioner, options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from captioning.cli import (
+    ArgumentParser,
     fraction,
     import_tensorflow,
     positive_float,
@@ -25,7 +26,7 @@ from captioning.files import InputError
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; see `--help`."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -1,6 +1,9 @@
 """`python -m captioning`: what there is, and how it is called."""
 
+import argparse
+
 import captioning
+from captioning.cli import ArgumentParser, run
 
 TEXT = f"""captioning {captioning.__version__}: give it a photograph, get a sentence.
 
@@ -18,5 +21,17 @@ From Python:
 The notebooks that prepare a data set are in the repository: caption_extraction.ipynb and
 image_extraction.ipynb."""
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Print it; there is nothing to choose."""
+    parser = ArgumentParser(
+        prog="python -m captioning",
+        description=TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
     print(TEXT)
+
+
+if __name__ == "__main__":
+    run(main, "stopped; start again with")

@@ -2,9 +2,10 @@
 
 import dataclasses
 import itertools
+import math
 import numbers
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -170,7 +171,7 @@ class Captioner:
         """Caption as `caption` does, and tell how sure the model was."""
         if isinstance(images, Photograph):
             return self.describe([images], beam_width, length_penalty)[0]
-        if not isinstance(images, Iterable):
+        if not isinstance(images, Iterable) or isinstance(images, bytes | Mapping):
             raise _no_photograph(images)
         captions = []
         for batch in _batches(images, PHOTOGRAPHS):
@@ -231,6 +232,8 @@ class Captioner:
         """
         if not isinstance(beam_width, numbers.Integral) or beam_width < 1:
             raise InputError(f"beam_width = {beam_width!r}: expected a whole number from 1 up")
+        if not isinstance(length_penalty, numbers.Real) or not 0 <= length_penalty < math.inf:
+            raise InputError(f"length_penalty = {length_penalty!r}: expected a number from 0 up")
         key = (beam_width, length_penalty if beam_width > 1 else None, dtype, is_one)
         if key not in self._searches:
             shape = (1 if is_one else None, *self.model.config.feature_shape)

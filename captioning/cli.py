@@ -1,4 +1,4 @@
-"""What the two scripts share: argument types, and errors that end in one line."""
+"""What the commands share: reading arguments, and errors that end in one line."""
 
 import argparse
 import contextlib
@@ -11,11 +11,20 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
-from captioning.files import InputError
+from captioning.files import FULL, InputError, write_error
 
 LONGEST_COMMAND = 2000  # letters that are shown; thousands of pictures may have been named
 PATIENCE_SECONDS = 1.5  # from Ctrl-C until a process that is deep in native code is ended
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, which tells what is wrong in one line instead of below the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the complaint and exit with status 2."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
@@ -153,6 +162,9 @@ def run(main: Callable[[], int | None], interrupted: str, go_on: str = "") -> No
         sys.stderr.close()
         status = 141
     except OSError as error:
+        if error.filename is None and error.errno in FULL:  # files of ours raise InputError
+            error = write_error("standard output", error)
+            sys.stdout = None  # what it still holds would fail once more at exit
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except Exception as error:

@@ -11,7 +11,6 @@ Nothing odd in the data is dropped in silence: it is counted, and the counts are
 (1.1 GB; some minutes; an interrupted download resumes).
 """
 
-import argparse
 import contextlib
 import hashlib
 import os
@@ -24,14 +23,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from captioning.caption_files import SPLITS, Captions, Quirks, SplitFile
-from captioning.download import SOURCE, download_flickr8k, work_folder
+from captioning.cli import ArgumentParser, run
+from captioning.download import SOURCE, download_flickr8k
 from captioning.files import InputError
 from captioning.layouts import LAYOUTS, Found
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
 HELD_OUT_FRACTION = 10  # one image in so many goes to dev, one to test, if no split is given
 PROBLEMS_SHOWN = 5
-INTERRUPTED = 130  # the exit status of a command that ended by Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -360,7 +359,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `python -m captioning.dataset`; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m captioning.dataset", description="Get the caption data set Flickr8k."
     )
     commands = parser.add_subparsers(required=True)
@@ -380,21 +379,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="where the two archives are (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
-    try:
-        if find_layout(options.to) is not None:
-            print(f"{options.to}: a data set is already there, nothing to do", file=sys.stderr)
-            return 0
-        download_flickr8k(options.to, options.source)
-        print(read_dataset(options.to).describe())
+    if find_layout(options.to) is not None:
+        print(f"{options.to}: a data set is already there, nothing to do", file=sys.stderr)
         return 0
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        kept = f"what has arrived is kept in {work_folder(options.to)}"
-        print(f"interrupted; {kept}, the same command resumes it", file=sys.stderr)
-        return INTERRUPTED
+    download_flickr8k(options.to, options.source)
+    print(read_dataset(options.to).describe())
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, "stopped; what has arrived is kept beside the folder that was named, go on with")

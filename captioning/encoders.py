@@ -373,7 +373,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype != np.uint8 or not (colour or array.ndim == 2) or 0 in array.shape:
         raise InputError(
             f"an array of {array.dtype} {array.shape}: expected a picture, uint8 (height, width, "
-            "3) in RGB or (height, width) in grey, values 0 to 255"
+            "3) in RGB, leave out an alpha channel, or (height, width) in grey, values 0 to 255"
         )
     return Image.fromarray(array)
 

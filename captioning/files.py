@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, or what the user may have of it
 MAX_JSON_BYTES = 100_000_000  # a vocabulary of a million words has 30 MB
 
 
@@ -84,12 +85,15 @@ def exclusive(folder: str | os.PathLike) -> Iterator[None]:
     Temporary files that a killed run left there are removed.
 
     Raises:
-        InputError: another run holds it; the message names its process id.
+        InputError: another run holds it (the message names its process id), or nothing can be
+            written there.
     """
     path = Path(folder) / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
+    except FileExistsError:
+        raise InputError(f"{folder}: is a file, expected a folder; choose another name") from None
     except OSError as error:
         raise write_error(path, error) from error
     with file:
@@ -116,6 +120,33 @@ def exclusive(folder: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+def same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
+    """Whether both names lead to one file, and it is there."""
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121 - pathlib's needs the first to be there
+    except OSError:
+        return False
+
+
+def require_writable(path: str | os.PathLike) -> None:
+    """Make the folder of `path` and see that a file can be made there, before the work for it.
+
+    Raises:
+        InputError: none can.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; expected the name of a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        _discard(temporary)
+
+
 def write_error(path: str | os.PathLike, error: OSError, size: int | None = None) -> InputError:
     """Turn the operating system's refusal to write `path` into a message with a remedy.
 
@@ -124,12 +155,14 @@ def write_error(path: str | os.PathLike, error: OSError, size: int | None = None
         error: the refusal.
         size: the bytes that `path` needs, if they are known.
     """
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL:
         remedy = "free some space (or raise the limit) and run the same command again"
         if size is not None:
             remedy = f"{_megabytes(size)} are needed, {_free(path)} are free; {remedy}"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "choose a folder you may write to"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        remedy = "a file stands where a folder is expected; choose another name"
     else:
         remedy = "check the path"
     return InputError(f"{path}: cannot be written ({error.strerror or error}); {remedy}")

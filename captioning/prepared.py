@@ -173,6 +173,11 @@ class Prepared:
         """
         self.folder = Path(folder)
         path = self.folder / "prepared.json"
+        if not path.exists():
+            raise InputError(
+                f"{path}: no such file; it is written by {MADE_BY}; if that wrote to another "
+                "folder, name it with --data"
+            )
         description = read_json(path, MADE_BY)
         if not isinstance(description, dict) or description.get("version") != VERSION:
             raise InputError(f"{path}: not a description of version {VERSION}; {REMEDY}")

@@ -14,7 +14,6 @@ and the shares laid end to end,
 are byte for byte what a single run makes (on machines that compute alike).
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from captioning.cli import run
+from captioning.cli import ArgumentParser, run
 from captioning.encoders import Encoder, require_same_encoder
 from captioning.features import (
     BATCH_SIZE,
@@ -266,7 +265,7 @@ def _fingerprint(names: Sequence[str]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `python -m captioning.shares`; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m captioning.shares", description="Put features together."
     )
     commands = parser.add_subparsers(required=True)

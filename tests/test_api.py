@@ -92,10 +92,12 @@ PIXELS = np.zeros((6, 8, 3), np.uint8)
         (3, "int: expected a photograph"),
         (None, "NoneType: expected a photograph"),
         ([PIXELS, 3], "int: expected a photograph"),
-        (b"photo.jpg", "int: expected a photograph"),
+        (b"photo.jpg", "bytes: expected a photograph"),
+        ({"photo.jpg": "a cat"}, "dict: expected a photograph"),
         (PIXELS / 255, r"float64 \(6, 8, 3\): expected a picture, uint8"),
         (PIXELS[None], r"uint8 \(1, 6, 8, 3\)"),
         (PIXELS[..., :2], r"uint8 \(6, 8, 2\)"),
+        (np.zeros((6, 8, 4), np.uint8), "leave out an alpha channel"),
         (PIXELS[:0], r"uint8 \(0, 8, 3\)"),
         ("nothing.jpg", "nothing.jpg: no such file"),
         (Image.new("1", (20_000, 10_000)), "the picture: too large"),
@@ -111,3 +113,9 @@ def test_what_is_no_photograph_is_told(captioner, given, told):
 def test_a_beam_has_a_width(captioner, width):
     with pytest.raises(InputError, match="whole number from 1 up"):
         captioner.caption(PIXELS, beam_width=width)
+
+
+@pytest.mark.parametrize("penalty", [-1, float("nan"), float("inf"), "1", None])
+def test_a_length_penalty_is_a_number_from_0_up(captioner, penalty):
+    with pytest.raises(InputError, match="number from 0 up"):
+        captioner.caption(PIXELS, beam_width=2, length_penalty=penalty)

@@ -544,4 +544,7 @@ def test_a_wrong_command_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: python -m captioning.dataset" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert "; see python -m captioning.dataset" in err
+    assert err.count("\n") == 1

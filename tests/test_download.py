@@ -3,6 +3,7 @@ import io
 import json
 import random
 import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -190,15 +191,16 @@ def test_a_target_with_other_things_in_it_is_left_alone(server, tmp_path):
     assert server.requests == []
 
 
-def test_no_network_is_one_line_and_status_2(server, tmp_path, capsys):
+def test_no_network_is_told_in_one_line(server, tmp_path, capsys):
     server.server_close()  # nothing listens at this port any more
     target = tmp_path / "flickr8k"
-    assert main(["download", "--to", str(target), "--from", server.url]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("cannot reach 127.0.0.1: ")
-    assert err.endswith(f"get the two archives by other means and unpack them into {target}\n")
-    assert err.count("\n") == 1
+    with pytest.raises(InputError) as caught:
+        main(["download", "--to", str(target), "--from", server.url])
+    told = str(caught.value)
+    assert told.startswith("cannot reach 127.0.0.1: ")
+    assert told.endswith(f"get the two archives by other means and unpack them into {target}")
+    assert "\n" not in told
+    assert capsys.readouterr() == ("", "")
     assert names_in(tmp_path) == []
 
 
@@ -214,9 +216,25 @@ def test_no_network_is_one_line_and_status_2(server, tmp_path, capsys):
         "https://example.org:port/",
     ],
 )
-def test_only_https_is_accepted_beyond_this_machine(source, tmp_path, capsys):
-    assert main(["download", "--to", str(tmp_path / "x"), "--from", source]) == 2
-    assert "not a usable address" in capsys.readouterr().err
+def test_only_https_is_accepted_beyond_this_machine(source, tmp_path):
+    with pytest.raises(InputError, match="not a usable address"):
+        main(["download", "--to", str(tmp_path / "x"), "--from", source])
+
+
+def test_a_command_that_fails_is_one_line_and_status_2(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    target = tmp_path / "file" / "flickr8k"
+    ended = subprocess.run(
+        [sys.executable, "-m", "captioning.dataset", "download", "--to", target],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: {target}: cannot be written (")
+    assert ended.stderr.count("\n") == 1
+    assert names_in(tmp_path) == ["file"]
 
 
 def test_a_redirect_to_plain_http_is_refused(server, tmp_path):
@@ -263,7 +281,10 @@ def test_interrupting_keeps_what_has_arrived_and_the_same_command_resumes(server
     _, err = process.communicate(timeout=10)
     if ending == signal.SIGINT:
         assert process.returncode == 130
-        assert f"interrupted; what has arrived is kept in {part.parent}" in err
+        assert "what has arrived is kept" in err
+        assert err.splitlines()[-1] == shlex.join(
+            ["python", "-m", "captioning.dataset", *arguments]
+        )
         assert "Traceback" not in err
     assert not target.exists()
     kept = part.stat().st_size

@@ -23,8 +23,11 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 OFFLINE = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet"]
 
 
-def run(*command, cwd=ROOT):
-    """Run a command as a user's shell would, away from this repository's modules."""
+def run(*command, cwd=ROOT, status=0):
+    """Run a command as a user's shell would, away from this repository's modules.
+
+    It returns what the command printed, to stderr if it has to fail.
+    """
     environment = {**os.environ, "PYTHONWARNINGS": "", "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
@@ -35,8 +38,8 @@ def run(*command, cwd=ROOT):
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == status, done.stderr
+    return done.stderr if status else done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,8 @@ def test_an_installation_captions_from_any_folder(wheel, make_environment, tmp_p
     told = run(programs / "python", "-m", "captioning", cwd=tmp_path)
     assert told.startswith(f"captioning {captioning.__version__}")
     assert {"caption ", "caption-train "} <= set(re.findall(r"^  ([a-z-]+ )", told, re.MULTILINE))
+    told = run(programs / "python", "-m", "captioning", "photo.jpg", cwd=tmp_path, status=2)
+    assert re.fullmatch("error: .*photo.jpg; see python -m captioning --help\n", told)
     place = "import captioning; print(captioning.__file__)"
     assert str(ROOT) not in run(programs / "python", "-c", place, cwd=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -75,8 +75,8 @@ def test_wrong_usage_is_told(script, arguments):
     status, out, err = script(*arguments.split())
     assert status == 2
     assert out == ""
-    assert err.startswith("usage: ")
-    assert "error: " in err.splitlines()[-1]
+    assert err.count("\n") == 1
+    assert f"; see {arguments.split()[0]} --help" in one_line(err)
     assert list(Path().iterdir()) == []
 
 
@@ -85,6 +85,54 @@ def test_a_picture_needs_a_suffix_that_says_its_format(script, photographs, name
     status, out, err = script("test.py", "--image", photographs[0], "--save", name)
     assert (status, out) == (2, "")
     assert ".png" in one_line(err)
+
+
+@pytest.mark.parametrize("name", ["best.keras", "photo.jpg", "report"])
+def test_a_report_is_a_page_and_no_other_file_is_lost_to_it(script, name):
+    Path(name).write_text("mine")
+    status, out, err = script("test.py", "--split", "dev", "--report", name)
+    assert (status, out) == (2, "")
+    assert ".html" in one_line(err)
+    assert Path(name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("way", ["itself", "folder", "link"])
+def test_a_photograph_is_not_overwritten_by_its_caption(script, photographs, way):
+    Path("holiday").mkdir()
+    photograph = Path("holiday") / "photo.png"
+    photograph.write_bytes(photographs[0].read_bytes())
+    named = {"itself": photograph, "folder": "holiday", "link": "link.png"}[way]
+    Path("link.png").hardlink_to(photograph)
+    status, out, err = script("test.py", "--image", named, "--save", photograph)
+    assert (status, out) == (2, "")
+    assert "is one of the photographs" in one_line(err)
+    assert photograph.read_bytes() == photographs[0].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["file/out.png", "folder.png", f"{'x' * 300}.png"])
+def test_a_result_that_cannot_be_written_is_told_before_the_work(script, photographs, name):
+    Path("file").write_text("mine")
+    Path("folder.png").mkdir()
+    before = sorted(Path().rglob("*"))
+    status, out, err = script("test.py", "--image", photographs[0], "--save", name)
+    assert (status, out) == (2, "")
+    assert name in one_line(err)
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no disk that is full")
+def test_results_that_cannot_be_printed_are_told():
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "captioning"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            text=True,
+        )
+    assert ended.returncode == 2
+    assert "standard output: cannot be written (No space left on device)" in one_line(ended.stderr)
 
 
 @pytest.mark.parametrize("name", ["train.py", "test.py"])
@@ -233,6 +281,15 @@ def test_attention_is_drawn(script, tiny_checkpoint, tiny_grid_checkpoint, photo
     assert "2 were given" in one_line(err)
 
 
+def test_a_file_name_is_shown_in_one_line(script, tiny_checkpoint, photographs):
+    Path("two\nlines é.png").write_bytes(photographs[0].read_bytes())
+    arguments = ["test.py", "--image", "two\nlines é.png", "--model", tiny_checkpoint]
+    _, out, _ = script(*arguments)
+    assert re.fullmatch(r"two\\nlines é\.png: .+\n", out)
+    _, out, _ = script(*arguments, "--json")
+    assert json.loads(out)["image"] == "two\nlines é.png"
+
+
 def test_a_file_that_is_no_checkpoint_is_refused(script, photographs, tmp_path):
     for path in (tmp_path / "gone.keras", photographs[0], tmp_path):
         status, out, err = script("test.py", "--image", photographs[0], "--model", path)
@@ -279,6 +336,7 @@ def test_what_a_split_needs_is_told(
     status, out, err = script(*arguments, "dev", "--data", tmp_path / "nowhere")
     assert (status, out) == (2, "")
     assert "caption_extraction.ipynb" in one_line(err)
+    assert "--data" in err
     status, out, err = script(*arguments, "validation", "--data", tiny_prepared)
     assert (status, out) == (2, "")
     assert "train, dev" in one_line(err)

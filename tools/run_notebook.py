@@ -25,7 +25,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from captioning.cli import run  # noqa: E402
+from captioning.cli import ArgumentParser, run  # noqa: E402
 from captioning.files import InputError, write_text  # noqa: E402
 
 PARAMETERS, INJECTED = "parameters", "injected-parameters"  # cell tags
@@ -177,7 +177,7 @@ def save(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 def main() -> int:
     """Run `python tools/run_notebook.py`; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=__doc__.split("\n\n", 1)[0],
         epilog=__doc__.split("\n\n", 1)[1],
         formatter_class=argparse.RawDescriptionHelpFormatter,

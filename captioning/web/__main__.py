@@ -13,7 +13,7 @@ import ipaddress
 import socket
 import sys
 
-from captioning.cli import import_tensorflow, run, whole_number
+from captioning.cli import ArgumentParser, import_tensorflow, run, whole_number
 from captioning.files import InputError
 
 NEEDED = ("starlette", "uvicorn")
@@ -23,7 +23,7 @@ GRACE_SECONDS = 1  # from Ctrl-C until what is being answered is broken off
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; see `--help`."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m captioning.web",
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
