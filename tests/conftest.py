@@ -222,6 +222,16 @@ def without_meteor(monkeypatch):
     monkeypatch.setattr("captioning.metrics.meteor", lambda *_: None)
 
 
+@pytest.fixture(autouse=True)
+def collected():
+    """Undo what commands do to be quick: they tell Python's collector to pass over what is there.
+
+    Hypothesis wants to know of all generators who else holds them, and asks the collector.
+    """
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def script(monkeypatch, capfd, tmp_path):
     """A function that runs a script in this process, in an empty folder.
@@ -237,7 +247,6 @@ def script(monkeypatch, capfd, tmp_path):
         capfd.readouterr()
         with pytest.raises(SystemExit) as exit_:
             runpy.run_path(str(ROOT / name), run_name="__main__")
-        gc.unfreeze()  # a script that ends tells the collector to look at nothing any more
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         return exit_.value.code, out, err
