@@ -125,7 +125,7 @@ audit: $(VENV)/installed ## known holes and the licences of all that is installe
 		> $(AUDIT)/licences.txt
 	@$(AUDIT)/venv/bin/pip-licenses --python $(RUN) --summary --order=count
 	@echo 'every package with its licence: $(AUDIT)/licences.txt'
-	$(RUN) -m pip freeze --disable-pip-version-check | grep -v ' @ \|^-e' > $(AUDIT)/installed.txt
+	$(RUN) -m pip freeze --all --disable-pip-version-check | grep -v ' @ \|^-e' > $(AUDIT)/installed.txt
 	@$(AUDIT)/venv/bin/pip-audit --strict --requirement $(AUDIT)/installed.txt --no-deps \
 		--disable-pip > $(AUDIT)/holes.txt 2> $(AUDIT)/log && tail -n 1 $(AUDIT)/log \
 		|| { cat $(AUDIT)/holes.txt; [ -s $(AUDIT)/holes.txt ] || \

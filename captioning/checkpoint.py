@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from captioning.files import MAX_JSON_BYTES, InputError, replacing
+from captioning.hdf5 import WEIGHTS, load_archived
 from captioning.model import ATTENTIONS, RNNS, MergeDecoder, ModelConfig
 from captioning.vocabulary import Vocabulary
 
 VERSION = 1
-MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+MEMBERS = {"config.json", "metadata.json", WEIGHTS}
 MAX_BYTES = 2_000_000_000  # of weights; a merge-decoder has some 20 MB
 MAX_DEFLATION = 8  # weights are nearly noise: deflated in the file, they are half as large
 MAX_SIZE = 1_000_000  # of anything that a configuration counts
@@ -93,7 +94,7 @@ class Checkpoint:
             raise InputError(f"{path}: not a checkpoint of train.py ({_reason(error)})") from None
         model = MergeDecoder(model_config, dtype=dtype or config["dtype"])
         model.build_for_captions()
-        _load_weights(model, path)
+        _load_weights(model, path, weight_bytes)
         return cls(model, vocabulary, encoder, facts)
 
 
@@ -121,7 +122,7 @@ def _read_archive(path: Path) -> tuple[dict, int]:
                 f"{path}: not a checkpoint of train.py (holds a {_shortened(str(name))}, "
                 "expected a MergeDecoder)"
             )
-        return whole["config"], size["model.weights.h5"]
+        return whole["config"], size[WEIGHTS]
     except InputError:
         raise
     except PermissionError:
@@ -179,10 +180,12 @@ def _checked_encoder(encoder: dict, feature_shape: tuple[int, ...]) -> dict:
     return dict(encoder)
 
 
-def _load_weights(model: MergeDecoder, path: Path) -> None:
+def _load_weights(model: MergeDecoder, path: Path, weight_bytes: int) -> None:
     try:
-        model.load_weights(path)
-    except Exception as error:  # h5py and Keras raise many kinds
+        load_archived(model, path, MAX_DEFLATION * weight_bytes)
+    except InputError:
+        raise
+    except Exception as error:  # Keras raises many kinds
         raise InputError(
             f"{path}: its weights do not fit its description ({_reason(error)})"
         ) from None

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captioning.files import InputError, shipped
+from captioning.hdf5 import WEIGHTS, load_archived, rewritten
 
 BUNDLED = "efficientnet_lite2"
 BUNDLED_FILE = shipped(f"data/encoders/{BUNDLED}.keras")
@@ -51,7 +52,7 @@ DOWNLOAD_TIMEOUT_SECONDS = 20.0  # without a byte
 
 # A `.keras` file from a stranger is measured before it is loaded. The largest network of
 # keras.applications has 1.4 GB of weights and 1 MB of configuration.
-ARCHIVE_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+ARCHIVE_MEMBERS = {"config.json", "metadata.json", WEIGHTS}
 MAX_WEIGHT_BYTES = 2 << 30
 MAX_CONFIG_BYTES = 16 << 20
 MAX_FEATURES = 1 << 24  # of one image
@@ -186,15 +187,13 @@ def _load_application(name: str, size: int, weights: str | os.PathLike | None):
     import keras
 
     module_name, class_name, _ = APPLICATIONS[name]
-    if weights and not Path(weights).is_file():
-        raise InputError(f"{weights}: no such weights file for {name}")
     try:
-        with _downloading():
+        with _weights_of(name, weights) if weights else _downloading() as given:
             network = getattr(keras.applications, class_name)(
-                include_top=False,
-                weights=str(weights) if weights else "imagenet",
-                input_shape=(size, size, 3),
+                include_top=False, weights=given, input_shape=(size, size, 3)
             )
+    except InputError:
+        raise
     except Exception as error:  # Keras raises a bare Exception when it cannot reach the server
         if weights:
             raise InputError(
@@ -210,13 +209,28 @@ def _load_application(name: str, size: int, weights: str | os.PathLike | None):
 
 
 @contextlib.contextmanager
-def _downloading() -> Iterator[None]:
+def _weights_of(name: str, file: str | os.PathLike) -> Iterator[str]:
+    """Within the block, a copy of a weights file from anywhere, fit for Keras."""
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"{file}: no such weights file for {name}")
+    if path.suffix not in (".h5", ".hdf5") or path.stat().st_size > MAX_WEIGHT_BYTES:
+        most = MAX_WEIGHT_BYTES / 1e9
+        raise InputError(
+            f"{file}: expected weights of {name}, an .h5 file of at most {most:.1f} GB"
+        )
+    with rewritten(path.read_bytes(), MAX_WEIGHT_BYTES, path.name) as copy:
+        yield str(copy)
+
+
+@contextlib.contextmanager
+def _downloading() -> Iterator[str]:
     """Let Keras download without waiting for ever, and without a word on stdout."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            yield
+            yield "imagenet"
     finally:
         socket.setdefaulttimeout(before)
 
@@ -224,7 +238,7 @@ def _downloading() -> Iterator[None]:
 def _load_file(path: Path):
     try:
         model = _build(_read_config(path))
-        model.load_weights(path)
+        load_archived(model, path, MAX_WEIGHT_BYTES)
         inputs, outputs = model.input_shape, model.output_shape
         fits = len(inputs) == 4 and inputs[-1] == 3 and inputs[1] == inputs[2]
         fits = fits and len(outputs) in (2, 4)
@@ -282,8 +296,8 @@ def _read_config(path: Path) -> dict:
                 f"it holds {_shortened(', '.join(sorted(names)))}"
             )
         for member in members:
-            weights = member.filename.endswith(".h5")
-            if member.file_size > (MAX_WEIGHT_BYTES if weights else MAX_CONFIG_BYTES):
+            most = MAX_WEIGHT_BYTES if member.filename == WEIGHTS else MAX_CONFIG_BYTES
+            if member.file_size > most:
                 raise InputError(
                     f"{path}: its {member.filename} unpacks to {member.file_size / 1e6:,.0f} MB"
                 )

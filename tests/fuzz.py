@@ -25,6 +25,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import h5py
 import numpy as np
 from PIL import Image
 
@@ -42,6 +43,7 @@ from captioning.caption_json import read_coco, read_karpathy  # noqa: E402
 from captioning.embeddings import read_vectors  # noqa: E402
 from captioning.encoders import load_image  # noqa: E402
 from captioning.files import InputError  # noqa: E402
+from captioning.hdf5 import rewritten  # noqa: E402
 
 SECONDS = 5
 MEGABYTES = 1000  # of address space, beyond what the program has before the first input
@@ -281,6 +283,30 @@ def read_checkpoint(path: Path) -> None:
     Checkpoint.load(named)
 
 
+def weight_seeds() -> list[bytes]:
+    numbers = np.arange(60, dtype=np.float32).reshape(12, 5)
+    packing = {"compression": "gzip", "shuffle": True, "chunks": (5, 5)}
+    seeds = []
+    for libver in ("earliest", "latest"):
+        stream = io.BytesIO()
+        with h5py.File(stream, "w", libver=libver) as file:
+            file.create_dataset("layers/dense/vars/0", data=numbers)
+            if libver == "earliest":
+                file.create_dataset("layers/dense/vars/1", data=numbers, **packing)
+            file["layers/dense/vars"].attrs["name"] = "dense"
+            file.attrs["layer_names"] = [b"dense", b"dropout"]
+        seeds.append(stream.getvalue())
+    return seeds
+
+
+def read_weights(path: Path) -> None:
+    try:
+        with rewritten(path.read_bytes(), 10_000_000) as copy:
+            assert copy.stat().st_size < 20_000_000
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
 # target: its seeds, the mutation, the reader, its share of the inputs
 TARGETS = {
     "token files": (token_seeds, mutated, read_tokens, 0.15),
@@ -290,8 +316,9 @@ TARGETS = {
     "split lists": (token_seeds, mutated, read_splits, 0.1),
     "word vectors": (vector_seeds, mutated, read_words, 0.2),
     "FastText models": (model_seeds, mutated, read_model, 0.02),
-    "pictures": (picture_seeds, mutated, read_picture, 0.26),
+    "pictures": (picture_seeds, mutated, read_picture, 0.21),
     "checkpoints": (checkpoint_seeds, mutated_checkpoint, read_checkpoint, 0.02),
+    "weights": (weight_seeds, mutated, read_weights, 0.05),
 }
 
 
