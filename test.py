@@ -126,7 +126,7 @@ def list_images(places: list[str]) -> list[Path]:
             and not path.name.startswith(".")
             and not path.is_dir()
         )
-        paths += found or [place]  # which is told as a folder without pictures
+        paths += found or [place]
     return paths
 
 
@@ -140,6 +140,8 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
         good, pixels = [], []
         for path in paths[start : start + BATCH_SIZE]:
             try:
+                if os.path.isdir(path):  # noqa: PTH112 - as above
+                    raise InputError(f"{path}: a folder without pictures")
                 pixels.append(load_image(path, size))
                 good.append(path)
             except InputError as error:
@@ -197,6 +199,8 @@ def score_split(captioner, options: argparse.Namespace) -> int:
         else f"beam width {beam_width}, length penalty {penalty:g}",
         "protocol": PROTOCOL,
     }
+    if result.floor:
+        facts["floor"] = f"one caption for all: {result.floor}"
     if options.report:
         from captioning.report import write_report
 

@@ -107,7 +107,7 @@ def main() -> None:
     from captioning.model import ModelConfig
     from captioning.pictures import plot_history
     from captioning.tensorboard import TensorBoard
-    from captioning.training import Trainer, TrainingConfig
+    from captioning.training import BEST_FILE, STATE_FILE, Trainer, TrainingConfig
 
     caches = open_caches(options.data, options.encoder, mirrored=not options.no_mirror)
     embeddings = None if options.random_embeddings else prepared.embeddings()
@@ -156,10 +156,12 @@ def main() -> None:
         elif options.resume and trainer.is_first_epoch_unfinished():
             log("no epoch was finished yet, this is the first")
         elif trainer.has_state():
-            remedy = "its resume.npz is gone" if options.resume else "add --resume to go on with it"
-            raise InputError(
-                f"{options.output}: holds a run already; {remedy}, or choose another --output"
-            )
+            state = Path(options.output) / STATE_FILE
+            if state.exists() or trainer.is_first_epoch_unfinished():
+                remedy = "add --resume to go on with it, or choose another --output"
+            else:
+                remedy = f"its {STATE_FILE} is gone, so it cannot go on; choose another --output"
+            raise InputError(f"{options.output}: holds a run already; {remedy}")
         board = None
         if options.tensorboard:
             board = TensorBoard(options.tensorboard, prepared, caches[0], trainer.captioner)
@@ -171,7 +173,8 @@ def main() -> None:
         if board:
             board.add_word_vectors()
         if not team or team.is_chief:
-            log(f"best epoch {trainer.best_epoch}: {Path(options.output) / 'best.keras'}")
+            best = Path(options.output) / BEST_FILE
+            log(f"best epoch {trainer.best_epoch}: {best if best.exists() else 'gone'}")
 
 
 def epoch_line(row: dict, epochs: int, best_epoch: int, sample: str) -> str:

@@ -12,9 +12,12 @@ __all__ = ["Captioner", "InputError"]
 
 
 def __getattr__(name: str) -> object:
-    """Import `Captioner` when it is first asked for: TensorFlow takes seconds."""
+    """Import `Captioner` when it is first asked for: TensorFlow takes seconds, and greets."""
     if name == "Captioner":
-        from captioning.captioner import Captioner
+        from captioning.cli import quiet_stderr
+
+        with quiet_stderr():
+            from captioning.captioner import Captioner
 
         return Captioner
     raise AttributeError(f"module 'captioning' has no attribute {name!r}")

@@ -34,9 +34,15 @@ def open_caches(
         names = [path.parent.name for path in folders]
         names = [name for name in names if not name.endswith(MIRRORED)]
         if len(names) != 1:
-            found = f"features of {', '.join(names)}" if names else "no features"
-            remedy = "choose with --encoder" if names else f"run {MADE_BY} first"
-            raise InputError(f"{Path(data, 'features')}: {found}; {remedy}")
+            place = Path(data, "features")
+            if names:
+                problem = f"features of {', '.join(names)}; choose with --encoder"
+            elif shares := sorted(place.glob("*/share-*/share.json")):
+                whole = shares[0].parent.parent
+                problem = f"shares alone; merge them: python -m captioning.shares merge {whole}"
+            else:
+                problem = f"no features; run {MADE_BY} first"
+            raise InputError(f"{place}: {problem}")
         encoder = names[0]
     caches = [FeatureCache.open(cache_folder(data, encoder))]
     mirror = cache_folder(data, encoder, mirrored=True)

@@ -48,11 +48,16 @@ def read_lines(path: Path, quirks: Quirks) -> Iterator[tuple[int, str]]:
     """Yield the line number and the text of every line of `path` that is neither blank nor broken.
 
     Lines may end in LF, CRLF or CR; a byte-order mark is taken off.
+
+    Raises:
+        InputError: the text is not UTF-8 from its first mark on.
     """
     data = path.read_bytes()
     if data.startswith(codecs.BOM_UTF8):
         quirks.count("text files with a byte-order mark")
         data = data.removeprefix(codecs.BOM_UTF8)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path}: text in UTF-16, expected UTF-8; save it anew in that encoding")
     quirks.count("lines that end in CRLF", data.count(b"\r\n"))
     for line_number, line in enumerate(data.splitlines(), start=1):
         if not line.strip():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from captioning.files import InputError, shipped
 PRETRAINED = shipped("data/pretrained/captioner.keras")
 BATCH_SIZE = 100  # images decoded at once
 PHOTOGRAPHS = 16  # opened and encoded at once
+MAX_LENGTH_PENALTY = 10  # powers of lengths must stay within float32
 LENGTH_PENALTY = 0.7  # the best on the dev split of Flickr8k, pooled and with attention
 
 
@@ -232,8 +232,11 @@ class Captioner:
         """
         if not isinstance(beam_width, numbers.Integral) or beam_width < 1:
             raise InputError(f"beam_width = {beam_width!r}: expected a whole number from 1 up")
-        if not isinstance(length_penalty, numbers.Real) or not 0 <= length_penalty < math.inf:
-            raise InputError(f"length_penalty = {length_penalty!r}: expected a number from 0 up")
+        penalty = length_penalty
+        if not isinstance(penalty, numbers.Real) or not 0 <= penalty <= MAX_LENGTH_PENALTY:
+            raise InputError(
+                f"length_penalty = {penalty!r}: expected a number from 0 to {MAX_LENGTH_PENALTY}"
+            )
         key = (beam_width, length_penalty if beam_width > 1 else None, dtype, is_one)
         if key not in self._searches:
             shape = (1 if is_one else None, *self.model.config.feature_shape)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from captioning.files import FULL, InputError, write_error
+from captioning.files import FULL, InputError
 
 LONGEST_COMMAND = 2000  # letters that are shown; thousands of pictures may have been named
 PATIENCE_SECONDS = 1.5  # from Ctrl-C until a process that is deep in native code is ended
@@ -142,6 +142,8 @@ def run(main: Callable[[], int | None], interrupted: str, go_on: str = "") -> No
         go_on: an option that it needs for that.
     """
     farewell = f"{interrupted}\n{_again(go_on)}"
+    if sys.stderr is None:  # closed, as some job managers leave it
+        _open_stderr()
     if sys.stdout is None:
         print("error: stdout is closed; results have nowhere to go", file=sys.stderr)
         sys.exit(2)
@@ -163,7 +165,8 @@ def run(main: Callable[[], int | None], interrupted: str, go_on: str = "") -> No
         status = 141
     except OSError as error:
         if error.filename is None and error.errno in FULL:  # files of ours raise InputError
-            error = write_error("standard output", error)
+            full = f"standard output: cannot be written ({error.strerror})"
+            error = f"{full}; free some space and run\n{_again(go_on)}"
             sys.stdout = None  # what it still holds would fail once more at exit
         print(f"error: {error}", file=sys.stderr)
         status = 2
@@ -179,6 +182,13 @@ def run(main: Callable[[], int | None], interrupted: str, go_on: str = "") -> No
         status = 2
     gc.freeze()  # or Python looks through all of TensorFlow for garbage, most of a second
     sys.exit(status)
+
+
+def _open_stderr() -> None:
+    """Let messages go nowhere, and not into whatever file is opened next."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - until the process ends
 
 
 @contextlib.contextmanager

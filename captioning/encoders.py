@@ -372,7 +372,7 @@ def load_image(
         if is_path and not path.is_file():  # opening a pipe would wait for ever
             kind = "no file" if path.exists() else "no such file"
             if path.is_dir():
-                kind = "a folder without pictures"
+                kind = "a folder"
             raise InputError(f"{path}: {kind}; expected a picture")
         with Image.open(source) as image:
             _check_size(image)
@@ -440,5 +440,5 @@ def _to_eight_bits(grey: np.ndarray, sixteen_bit: bool) -> Image.Image:
     if not np.isfinite(grey).all():
         raise ValueError("not all of its pixels are numbers")
     low, high = (0, 65535) if sixteen_bit else (grey.min(), grey.max())
-    scaled = (grey - low) * (255 / max(high - low, np.finfo(np.float32).tiny))
+    scaled = (grey - low) * (255 / ((high - low) or 1))
     return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))

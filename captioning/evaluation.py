@@ -30,7 +30,8 @@ class Evaluation:
         references: raw captions of each image.
         scores: metric -> score x 100.
         cider_d: float (images,), x 100.
-        rows: name -> scores, of the baselines.
+        rows: name -> scores, of the baselines that the split has captions enough for.
+        floor: the one caption for all.
         diversity: see `captioning.metrics.diversity`.
     """
 
@@ -41,6 +42,7 @@ class Evaluation:
     scores: dict[str, float]
     cider_d: np.ndarray
     rows: dict[str, dict[str, float]]
+    floor: str
     diversity: dict[str, float]
 
 
@@ -68,12 +70,12 @@ def evaluate(
     names, references = map(list, zip(*known, strict=True))
     captions = captioner.caption_cached(cache, names, beam_width, length_penalty)
     training = prepared.references("train") if "train" in prepared.splits else []
-    rows = {
-        "one caption for all": metrics.score(
-            references, baselines.constant_captions(len(references))
-        ),
-        "images shuffled": metrics.score(references, baselines.shuffled(captions, seed=0)),
-    }
+    rows, floor = {}, ""
+    if training:
+        floor = baselines.typical_caption(training)
+        rows["one caption for all"] = metrics.score(references, [floor] * len(references))
+    if len(captions) > 1:
+        rows["images shuffled"] = metrics.score(references, baselines.shuffled(captions, seed=0))
     if training and split != "train":
         train_rows = cache.rows(prepared.images("train"))
         nearest = baselines.nearest_training_captions(
@@ -92,6 +94,7 @@ def evaluate(
         metrics.score(references, captions, with_meteor=True),
         metrics.cider_d_per_image(references, captions),
         rows,
+        floor,
         metrics.diversity(captions, [caption for image in training for caption in image]),
     )
 

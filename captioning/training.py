@@ -25,7 +25,7 @@ from captioning.batches import Split
 from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
 from captioning.features import FeatureCache
-from captioning.files import InputError, refuse_bomb, replacing, write_text
+from captioning.files import InputError, refuse_bomb, replacing, write_bytes, write_text
 from captioning.model import MergeDecoder, ModelConfig
 from captioning.prepared import Prepared
 from captioning.self_critical import SelfCritic, self_critical_loss
@@ -210,6 +210,9 @@ class Trainer:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         self.history = history
+        best, same = self.output / BEST_FILE, self.output / _checkpoint_name(self.best_epoch)
+        if not best.exists() and same.exists():
+            write_bytes(best, same.read_bytes())
         return True
 
     def _check_settings(self, path: Path, settings: dict) -> None:

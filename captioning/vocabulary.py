@@ -151,7 +151,7 @@ class Vocabulary:
         if not kept:
             raise InputError(
                 f"no word occurs {min_count} times in the {captions} training captions; "
-                "give more captions or a smaller minimum count"
+                "give more captions, or a smaller minimum_count, such as 1"
             )
         words, counts = zip(*kept, strict=True)
         unknown = seen.total() - sum(counts)

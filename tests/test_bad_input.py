@@ -224,7 +224,7 @@ DATASETS = {
     "no pictures": (dataset(images=[]), 2, "holds no images"),
     "empty caption file": (dataset([]), 2, "holds no usable caption"),
     "no tab in any row": (dataset([row.replace("\t", " ") for row in ROWS]), 2, "line 1: expected"),
-    "captions in UTF-16": (utf16, 2, "holds no usable caption"),
+    "captions in UTF-16": (utf16, 2, "UTF-16, expected UTF-8"),
     "captions of other pictures": (dataset(["x.jpg#0\ta dog"]), 2, "none of its captions belongs"),
     "names that lead outside": (
         dataset(["../../etc/passwd#0\ta", "/etc/passwd#0\ta"]),

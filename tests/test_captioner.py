@@ -16,6 +16,7 @@ from captioning.encoders import load_encoder
 from captioning.evaluation import evaluate
 from captioning.features import FeatureCache, cache_folder
 from captioning.files import InputError
+from captioning.metrics import scoring_tokens
 from captioning.prepared import Prepared
 from captioning.vocabulary import END, PAD, START, UNKNOWN
 
@@ -186,8 +187,27 @@ def test_a_split_is_scored_beside_its_baselines(captioner, tiny_prepared):
     assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D"} <= set(result.scores)
     assert len(result.cider_d) == 4
     assert result.cider_d.mean() == pytest.approx(result.scores["CIDEr-D"])
-    for name in ("one caption for all", "nearest training image", "one person against the others"):
-        assert {"BLEU-4", "CIDEr-D"} <= set(result.rows[name])
+    assert set(result.rows) == {
+        "one caption for all",
+        "images shuffled",
+        "nearest training image",
+        "one person against the others",
+    }
+    assert all({"BLEU-4", "CIDEr-D"} <= set(scores) for scores in result.rows.values())
+    written = {caption for image in prepared.references("train") for caption in image}
+    assert result.floor in {" ".join(scoring_tokens(caption)) for caption in written}
+
+
+def test_a_split_of_one_image_is_scored(captioner, make_prepared, tiny_captions, tmp_path):
+    one = dict(list(tiny_captions["dev"].items())[:1])
+    encoder = captioner.checkpoint.encoder | {"name": "tiny.keras"}
+    make_prepared(tmp_path, {**tiny_captions, "dev": one}, encoder=encoder)
+    (cache,) = open_caches(tmp_path)
+    result = evaluate(captioner, Prepared(tmp_path), "dev", cache)
+    assert result.images == ["dev0.jpg"]
+    assert {"BLEU-4", "CIDEr-D"} <= set(result.scores)
+    assert "images shuffled" not in result.rows
+    assert "one caption for all" in result.rows
 
 
 def test_pictures_that_could_not_be_read_are_left_out(captioner, tiny_prepared, tmp_path):

@@ -98,6 +98,13 @@ def test_grey_of_any_depth_becomes_the_same_rgb(tmp_path, name, convert):
     assert difference(loaded, np.repeat(grey[..., None], 3, -1)) <= 1
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 0.5, -3.0, 1e30])
+def test_a_picture_of_one_grey_without_scale_is_black(tmp_path, value):
+    Image.new("F", (9, 9), value).save(tmp_path / "a.tif")
+    assert (load_image(tmp_path / "a.tif", 9) == 0).all()
+
+
 def test_a_dark_sixteen_bit_picture_stays_dark(tmp_path):
     Image.fromarray(np.full((9, 9), 10 * 257, np.uint16)).save(tmp_path / "a.png")
     assert (load_image(tmp_path / "a.png", 9) == 10).all()

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from PIL import Image
 
 from captioning.features import FeatureCache, cache_folder
 from captioning.files import InputError
@@ -191,6 +192,25 @@ def test_wrong_values_are_refused(notebook, runner, assignment, message):
     with pytest.raises(InputError) as error:
         runner.set_parameters(runner.read_notebook(notebook("")), [assignment])
     assert str(error.value) == message
+
+
+def test_relative_parameters_are_told_where_they_start(notebook):
+    done = run_notebook(notebook("print(name)"), name="x")  # in another folder than the root
+    assert (done.returncode, done.stdout) == (0, "x\n")
+    assert done.stderr == f"relative paths among the parameters start at {ROOT}\n"
+
+
+def test_captions_without_a_word_are_told(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "captions.csv").write_text("".join(f"{number}.png,!!!\n" for number in range(3)))
+    done = run_notebook(
+        ROOT / "caption_extraction.ipynb", dataset=tmp_path, prepared=tmp_path / "prepared"
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {tmp_path}: its training captions hold no word; is the tokenizer right?"
+    )
 
 
 def test_an_input_error_ends_in_its_message(notebook):

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -402,11 +403,16 @@ def test_a_killed_run_goes_on_to_the_same_end(process, script, tiny_prepared, tm
     status, out, err = script(*train(tiny_prepared, straight))
     assert (status, out) == (2, "")
     assert "--resume" in err.splitlines()[-1]
+    (straight / "best.keras").unlink()  # it is one of the epochs
+    status, _, err = script(*train(tiny_prepared, straight), "--resume")
+    assert status == 0
+    assert str(straight / "best.keras") in err.splitlines()[-1]
+    assert (straight / "best.keras").read_bytes() == before["best.keras"]
     (killed / "resume.npz").unlink()
     for resume in ([], ["--resume"]):  # what else lies there must not be mixed with a new run
         status, out, err = script(*train(tiny_prepared, killed), *resume)
         assert (status, out) == (2, "")
-        assert "holds a run already" in err.splitlines()[-1]
+        assert "holds a run already; its resume.npz is gone" in err.splitlines()[-1]
     status, out, err = script(*train(tiny_prepared, straight), "--resume", "--rnn", "lstm")
     assert (status, out) == (2, "")
     assert "rnn = gru" in err
@@ -468,6 +474,16 @@ def test_what_training_needs_is_told(script, make_prepared, tiny_captions, tiny_
     assert (status, out) == (2, "")
     assert "no dev split" in one_line(err)
 
+    folder = shutil.copytree(tiny_prepared, tmp_path / "shares")
+    (features,) = folder.glob("features/*")
+    share = features / "share-1-of-2"
+    share.mkdir()
+    (features / "index.json").rename(share / "index.json")
+    (share / "share.json").write_text("{}")
+    status, out, err = script(*train(folder, tmp_path / "run"))
+    assert (status, out) == (2, "")
+    assert f"python -m captioning.shares merge {features}" in one_line(err)
+
     folder = make_prepared(tmp_path / "pooled", tiny_captions, keep_grid=False)
     status, out, err = script(*train(folder, tmp_path / "run"), "--attention", "grid")
     assert (status, out) == (2, "")
@@ -487,3 +503,25 @@ def test_what_training_needs_is_told(script, make_prepared, tiny_captions, tiny_
     assert (status, out) == (2, "")
     assert "cannot be written" in one_line(err)
     assert not (tmp_path / "run" / "resume.npz").exists()
+
+
+def test_a_run_whose_lines_cannot_be_printed_says_how_to_go_on(tiny_prepared, tmp_path):
+    command = [sys.executable, ROOT / "train.py", *train(tiny_prepared, tmp_path / "run")[1:]]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, text=True)
+    assert ended.returncode == 2
+    problem, again = ended.stderr.splitlines()[-2:]
+    assert problem.startswith("error: standard output: cannot be written")
+    assert again.endswith(" --resume")
+
+
+def test_with_stderr_closed_results_come_all_the_same(tiny_checkpoint, photographs):
+    command = [sys.executable, ROOT / "test.py", "--model", tiny_checkpoint, "--image"]
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command, photographs[0]],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert ended.returncode == 0
+    assert re.fullmatch(r".+: .+\n", ended.stdout)

@@ -200,6 +200,8 @@ def main() -> int:
     options = parser.parse_args()
     notebook = read_notebook(options.notebook)
     set_parameters(notebook, options.assignments)
+    if options.assignments and Path.cwd() != ROOT:
+        print(f"relative paths among the parameters start at {ROOT}", file=sys.stderr)
     try:
         execute(notebook)
     except CellExecutionError as error:
