@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from captioning import dataset
 from captioning.checkpoint import Checkpoint
@@ -20,12 +21,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOTEBOOKS = ("caption_extraction.ipynb", "image_extraction.ipynb")
 
 # What a command may name without its lying in the repository.
-OF_THE_USER = {"photo.jpg", "holiday/", "best.keras", "FILE", "FOLDER", "crawl-300d-2M.vec"}
+OF_THE_USER = {"photo.jpg", "my-pictures", "best.keras", "FILE", "FOLDER", "crawl-300d-2M.vec"}
 MADE_BY_COMMANDS = {
     "data/flickr8k",
     "prepared",
+    "prepared-mine",
     "weights",
     "weights/best.keras",
+    "weights-mine",
+    "weights-mine/best.keras",
     "weights/pooled",
     "weights/pooled/best.keras",
 }
@@ -45,8 +49,8 @@ def command_lines():
     """Every command of the README as a list of words, whether in a block or in a sentence."""
     lines = []
     for block in fenced_blocks():
-        if block.startswith("caption_extraction.ipynb"):
-            continue  # the file tree
+        if block.startswith(("caption_extraction.ipynb", "a.jpg")):
+            continue  # the file tree, the captions
         lines += block.replace("\\\n", " ").splitlines()
     programs = {"python", "make", "pytest", *OTHER_PROGRAMS}
     lines += [code for code in inline_code() if " " in code and code.split()[0] in programs]
@@ -94,6 +98,17 @@ def test_every_command_is_of_a_kind_that_is_checked_below():
         and not any(command[: len(start)] == start for start in checked)
     ]
     assert not unknown
+
+
+def test_the_captions_are_read_as_they_stand(tmp_path):
+    (block,) = (block for block in fenced_blocks() if block.startswith("a.jpg"))
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.jpg")
+    (tmp_path / "captions.csv").write_text(block)
+    data = dataset.read_dataset(tmp_path)
+    assert data.captions["a.jpg"] == ["A dog runs on the beach .", "A brown dog, all wet ."]
+    assert len(data.captions["b.jpg"]) == 1
+    assert not data.problems
 
 
 def test_train_commands_are_understood():
