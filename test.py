@@ -25,6 +25,7 @@ from captioning.cli import (
 from captioning.files import InputError, require_writable, same_file
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+PICTURE_SIZE = 480  # pixels of the longer side of a photograph that is drawn
 PAGE_SUFFIXES = (".html", ".htm")
 BATCH_SIZE = 16  # photographs encoded at once
 MAX_BEAM_WIDTH = 1000  # wider ones find nothing better and need memory in proportion
@@ -132,7 +133,7 @@ def list_images(places: list[str]) -> list[Path]:
 
 def caption_images(captioner, paths: list[Path], options: argparse.Namespace) -> int:
     """Caption photographs a batch at a time; those that cannot be read are named."""
-    from captioning.encoders import load_image
+    from captioning.encoders import load_image, load_thumbnail
 
     shown, captions, bad = [], [], 0
     size = captioner.encoder.image_size
@@ -159,7 +160,7 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
             else:
                 print(f"{shown_name(path)}: {caption.text}", flush=True)
         if options.save:
-            shown += pixels
+            shown += [load_thumbnail(path, PICTURE_SIZE) for path in good]
             captions += [caption.text for caption in found]
     if options.save and shown:
         from captioning.pictures import save_attention, save_captioned

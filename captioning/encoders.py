@@ -17,7 +17,7 @@ import socket
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -360,12 +360,44 @@ def load_image(
         InputError: the file is missing, damaged, no picture, or larger than MAX_PIXELS; or the
             array is of another type or shape.
     """
+    small = min(size, SQUEEZE_SIZE)
+    steps = [(side, side) for side in sorted({small, size})]
+    return _load(source, 2 * small, lambda _: steps)
+
+
+def load_thumbnail(
+    source: str | os.PathLike | BinaryIO | Image.Image | np.ndarray, side: int
+) -> np.ndarray:
+    """Open a photograph as `load_image` does, for people: with its own proportions.
+
+    Returns:
+        uint8 array (height, width, 3), RGB; the larger of height and width is `side`.
+
+    Raises:
+        InputError: as `load_image`.
+    """
+
+    def fit(size: tuple[int, int]) -> list[tuple[int, int]]:
+        return [tuple(max(1, round(side * length / max(size))) for length in size)]
+
+    return _load(source, side, fit)
+
+
+def _load(source, enough: int, steps: Callable[[tuple[int, int]], list[tuple[int, int]]]):
+    """Open a photograph, upright, and resize it from one size to the next.
+
+    Args:
+        source: see `load_image`.
+        enough: pixels a side that are enough to begin with.
+        steps: from the size (width, height) of the upright photograph to the sizes to go through.
+    """
     if isinstance(source, np.ndarray):
         source = _from_array(source)
     if isinstance(source, Image.Image):
         with _damage_told("the picture"):
             _check_size(source)
-            return _squeeze(ImageOps.exif_transpose(source), size)
+            upright = ImageOps.exif_transpose(source)
+            return _resized(upright, steps(upright.size))
     is_path = isinstance(source, (str, os.PathLike))
     path = Path(source) if is_path else "the picture"
     with _damage_told(path):
@@ -377,9 +409,9 @@ def load_image(
         with Image.open(source) as image:
             _check_size(image)
             # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time
-            image.draft(None, 2 * (2 * min(size, SQUEEZE_SIZE),))
+            image.draft(None, (enough, enough))
             ImageOps.exif_transpose(image, in_place=True)
-            return _squeeze(image, size)
+            return _resized(image, steps(image.size))
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -419,15 +451,16 @@ def _damage_told(path: Path | str) -> Iterator[None]:
         raise InputError(f"{path}: damaged picture ({_reason(error)})") from None
 
 
-def _squeeze(image: Image.Image, size: int) -> np.ndarray:
+def _resized(image: Image.Image, steps: list[tuple[int, int]]) -> np.ndarray:
+    """Go through some sizes (width, height): uint8 (height, width, 3), RGB."""
     deep_grey = image.mode.startswith(("I", "F"))  # 16 or 32 bits a pixel
     if deep_grey:
         sixteen_bit, image = image.mode.startswith("I;16"), image.convert("F")
     else:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    for side in sorted({min(size, SQUEEZE_SIZE), size}):
-        if image.size != (side, side):
-            image = image.resize((side, side), Image.Resampling.BICUBIC)
+    for size in steps:
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
     if deep_grey:
         image = _to_eight_bits(np.asarray(image, np.float64), sixteen_bit)
     if image.mode == "RGBA":

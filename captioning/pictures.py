@@ -14,6 +14,7 @@ from captioning.files import write_bytes
 
 COLUMNS = 5  # of attention maps, and of pictures in a large sheet
 FEW = 9  # pictures; so many are laid out three in a row
+TALLEST = 1.5  # times its width may a picture be high, or it is drawn smaller
 WRAP = 44  # characters a line of a caption
 CAPTION_SIZE, SMALL_CAPTION_SIZE = 13, 9  # points
 
@@ -52,14 +53,18 @@ def captioned_sheet(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> 
     texts = [textwrap.fill(caption, WRAP) for caption in captions]
     lines = 1 + max(text.count("\n") for text in texts)
     size = CAPTION_SIZE if columns == 1 else SMALL_CAPTION_SIZE
-    height = width + (lines + 1) * 1.4 * size / 72  # 72 points an inch
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    text_height = (lines + 1) * 1.4 * size / 72  # 72 points an inch
+    heights = [
+        width * min(TALLEST, max(map(_steepness, pictures[start : start + columns]))) + text_height
+        for start in range(0, len(pictures), columns)
+    ]
+    figure = Figure(figsize=(width * columns, sum(heights)), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(rows, columns, height_ratios=heights)).ravel()
     for axes in grid[len(pictures) :]:
         axes.axis("off")
     for axes, picture, text in zip(grid, pictures, texts, strict=False):
         axes.imshow(picture)
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], anchor="S")
         # a label, and not free text: the layout makes room
         axes.set_xlabel(text, size=size, parse_math=False)
         axes.spines[:].set_visible(False)
@@ -79,7 +84,8 @@ def save_attention(
     """
     words = caption.split()
     rows = -(-(len(words) + 1) // COLUMNS)
-    figure = Figure(figsize=(2.4 * COLUMNS, 2.6 * rows + 0.6), layout="constrained")
+    height = 2.4 * min(TALLEST, _steepness(picture)) + 0.3
+    figure = Figure(figsize=(2.4 * COLUMNS, height * rows + 0.6), layout="constrained")
     figure.suptitle(caption, size=CAPTION_SIZE, parse_math=False)
     grid = np.atleast_1d(figure.subplots(rows, COLUMNS)).ravel()
     for axes in grid:
@@ -92,6 +98,11 @@ def save_attention(
         axes.imshow((picture * light).astype(np.uint8))
         axes.set_title(word, size=11, parse_math=False)
     _save(figure, path)
+
+
+def _steepness(picture: np.ndarray) -> float:
+    """Its height over its width."""
+    return picture.shape[0] / picture.shape[1]
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:

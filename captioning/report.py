@@ -21,16 +21,15 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
-from PIL import ExifTags, Image
+from PIL import Image
 
-from captioning.encoders import load_image
+from captioning.encoders import load_thumbnail
 from captioning.files import InputError, write_text
 
 PICTURE_SIZE = 224  # pixels of the longer side
 PICTURE_QUALITY = 65  # of JPEG: about 8 KB a picture, 12 MB a page of 1,000
 
 # EXIF orientations that lay the picture on its side.
-SIDEWAYS = range(5, 9)
 
 # Of a curve's drawing, in units of its view box.
 CHART_WIDTH, CHART_HEIGHT = 340, 190
@@ -358,7 +357,7 @@ def _picture(image: CaptionedImage) -> str:
 
 
 def _thumbnail(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """Read what the encoder sees and give it the picture's proportions again.
+    """Read a picture.
 
     Returns:
         A JPEG, and its width and height in pixels.
@@ -366,15 +365,7 @@ def _thumbnail(path: Path) -> tuple[bytes, tuple[int, int]]:
     Raises:
         InputError: the picture is missing or damaged.
     """
-    squeezed = Image.fromarray(load_image(path, PICTURE_SIZE))
-    with Image.open(path) as picture:
-        width, height = picture.size
-        if picture.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
-            width, height = height, width
-    scale = PICTURE_SIZE / max(width, height)
-    size = max(1, round(scale * width)), max(1, round(scale * height))
-    if size != squeezed.size:
-        squeezed = squeezed.resize(size, Image.Resampling.BICUBIC)
+    picture = Image.fromarray(load_thumbnail(path, PICTURE_SIZE))
     stream = io.BytesIO()
-    squeezed.save(stream, "JPEG", quality=PICTURE_QUALITY, optimize=True)
-    return stream.getvalue(), size
+    picture.save(stream, "JPEG", quality=PICTURE_QUALITY, optimize=True)
+    return stream.getvalue(), picture.size

@@ -9,7 +9,7 @@ import tensorflow as tf
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from captioning.captioner import Captioner
-from captioning.encoders import load_image
+from captioning.encoders import load_thumbnail
 from captioning.features import FeatureCache
 from captioning.files import InputError, write_error, write_together
 from captioning.pictures import captioned_sheet
@@ -58,7 +58,7 @@ class TensorBoard:
         self._names, self._pictures = [names[image] for image in readable], []
         try:
             for name in self._names:
-                self._pictures.append(load_image(prepared.image_folder / name, PICTURE_SIZE))
+                self._pictures.append(load_thumbnail(prepared.image_folder / name, PICTURE_SIZE))
         except InputError as error:
             self._pictures = []
             print(f"TensorBoard gets captions without pictures: {error}", file=sys.stderr)

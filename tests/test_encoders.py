@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from captioning import encoders
 from captioning.encoders import (
@@ -21,6 +21,7 @@ from captioning.encoders import (
     encode_images,
     load_encoder,
     load_image,
+    load_thumbnail,
     require_same_encoder,
 )
 from captioning.files import InputError
@@ -96,6 +97,28 @@ def test_grey_of_any_depth_becomes_the_same_rgb(tmp_path, name, convert):
     Image.fromarray(convert(grey)).save(tmp_path / name)
     loaded = load_image(tmp_path / name, 24)
     assert difference(loaded, np.repeat(grey[..., None], 3, -1)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "shape"),
+    [
+        ((60, 40), 1, (32, 48, 3)),
+        ((60, 40), 6, (48, 32, 3)),  # a phone held upright
+        ((24, 12), 1, (24, 48, 3)),
+        ((4000, 3), 1, (1, 48, 3)),
+    ],
+)
+def test_a_thumbnail_keeps_the_proportions(tmp_path, size, orientation, shape):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture = Image.fromarray(photograph(*size))
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    thumbnail = load_thumbnail(tmp_path / "a.jpg", 48)
+    assert (thumbnail.shape, thumbnail.dtype) == (shape, np.uint8)
+    if orientation == 6:
+        picture = picture.transpose(Image.Transpose.ROTATE_270)
+    expected = picture.resize(shape[1::-1], Image.Resampling.BICUBIC)
+    assert difference(thumbnail, np.asarray(expected)) <= 20  # JPEG; turned wrong, over 100
 
 
 @pytest.mark.filterwarnings("error")
