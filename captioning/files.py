@@ -165,7 +165,8 @@ def write_error(path: str | os.PathLike, error: OSError, size: int | None = None
         remedy = "a file stands where a folder is expected; choose another name"
     else:
         remedy = "check the path"
-    return InputError(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
+    reason = os.strerror(error.errno) if error.errno else error  # libraries add whole paragraphs
+    return InputError(f"{path}: cannot be written ({reason}); {remedy}")
 
 
 def _megabytes(size: int) -> str:

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import pyfive
 
-from captioning.files import write_error
+from captioning.files import InputError, write_error
 
 MAX_OBJECTS = 20_000  # groups and arrays; the largest of keras.applications have some thousand
 MAX_DEPTH = 50
@@ -46,18 +46,27 @@ def rewritten(data: bytes, most: int, name: str = WEIGHTS) -> Iterator[Path]:
         ValueError: `data` is no HDF5, or not of the kind that Keras writes.
         InputError: there is no space for the copy.
     """
-    with tempfile.TemporaryDirectory(prefix="captioning-") as folder:
-        path = Path(folder) / name
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="captioning-")
+    except OSError as error:
+        raise InputError(
+            f"no folder for temporary files can be written ({error.strerror or error}); "
+            "set TMPDIR to one that can"
+        ) from None
+    with temporary as folder:
+        path, objects, size = Path(folder) / name, _objects(data, most), 0
         try:
             with h5py.File(path, "w") as copy, warnings.catch_warnings(action="ignore"):
-                for place, array, attributes in _objects(data, most):
+                for place, array, attributes in objects:
                     if array is None:
                         made = copy.require_group(place)
                     else:
+                        size += array.nbytes
                         made = copy.create_dataset(place, data=array)
                     made.attrs.update(attributes)
         except OSError as error:
-            raise write_error(path, error) from error
+            size += sum(array.nbytes for _, array, _ in objects if array is not None)
+            raise write_error(path, error, size) from error
         yield path
 
 

@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import subprocess
+import tempfile
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from test_features import PatchMeans, contents
 from test_killed import check_finished_files
 from test_scripts import train
 
+from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
 from captioning.dataset import CaptionDataset, main, read_dataset
 from captioning.embeddings import WordVectors, embedding_matrix
@@ -193,6 +195,19 @@ def test_drawings_and_reports(disk, script, tiny_checkpoint, tiny_prepared, phot
         disk.leave(20_000)
         assert script(*command)[0] == 0
         assert out.stat().st_size > 5000
+
+
+def test_weights_on_their_way_to_keras(disk, monkeypatch):
+    """They are written anew for Keras, to a temporary file."""
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
+    disk.leave(200)
+    message = refusal(Captioner.load)
+    assert "model.weights.h5: cannot be written" in message
+    assert "24.83 MB are needed" in message
+    assert not list(disk.folder.iterdir())
+    disk.leave(40_000)
+    assert Captioner.load().has_attention
+    assert not list(disk.folder.iterdir())
 
 
 def test_download(disk, server, capsys, monkeypatch):  # noqa: F811
