@@ -45,7 +45,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="CHECKPOINT",
         help="a checkpoint of train.py (default: data/pretrained/captioner.keras)",
     )
-    add("--encoder", help="where the model's encoder lies, if not where it was at training")
+    add("--encoder", help="the model's encoder, if it is not where it was at training: a "
+        ".keras file, or the weights of a named CNN (.h5)")  # fmt: skip
     add("--data", default="prepared", help="prepared folder, for --split (default: %(default)s)")
     add(
         "--beam-width",
@@ -56,8 +57,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--length-penalty",
         type=not_negative_float,
-        help="beam search ranks by log-probability / words ** this; 0 favours short captions, 1 "
-        "compares per word (default: 0.7, the best on the dev split of Flickr8k)",
+        help="0 to 10; beam search ranks by log-probability / words ** this: 0 favours short "
+        "captions, 1 compares per word (default: 0.7, the best on the dev split of Flickr8k)",
     )
     add("--json", action="store_true", help="one JSON object a line instead of text")
     add("--save", metavar="OUT.png", help="with --image: draw the pictures with their captions")
@@ -153,6 +154,9 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
         features = captioner.encode(pixels)
         found = captioner.caption_features(features, options.beam_width, options.length_penalty)
         for path, caption in zip(good, found, strict=True):
+            if not caption.text:
+                told = "the model has no word for it; train it for longer"
+                print(f"{shown_name(path)}: {told}", file=sys.stderr)
             if options.json:
                 line = {"image": str(path), "caption": caption.text}
                 line["log_probability"] = caption.log_probability

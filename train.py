@@ -23,6 +23,8 @@ from captioning.cli import (
 )
 from captioning.files import InputError
 
+FEW_UPDATES = 20  # an epoch, of which a model learns little
+
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; see `--help`."""
@@ -150,6 +152,9 @@ def main() -> None:
             f"{caches[0].encoder['name']}{', mirrored too' if len(caches) > 1 else ''}, "
             f"{trainer.model.count_params():,} weights"
         )
+        updates = -(-trainer.train.caption_count // options.batch_size)
+        if updates < FEW_UPDATES:
+            log(f"only {updates} updates an epoch; a smaller --batch-size, such as 8, makes more")
         if options.resume and trainer.resume():
             log(f"resumed after epoch {len(trainer.history)}")
             plot_history(trainer.history, Path(options.output) / "curves.png")  # if killed before

@@ -6,6 +6,7 @@ import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +14,13 @@ from PIL import Image
 
 from captioning.checkpoint import Checkpoint
 from captioning.decoding import beam_search, decode_greedily
-from captioning.encoders import Encoder, load_encoder, load_image
+from captioning.encoders import (
+    WEIGHT_SUFFIXES,
+    Encoder,
+    encoder_names,
+    load_encoder,
+    load_image,
+)
 from captioning.features import MADE_BY, FeatureCache, encode_images, read_rows
 from captioning.files import InputError, shipped
 
@@ -46,7 +53,8 @@ class Captioner:
 
     Args:
         checkpoint: the model with its vocabulary.
-        encoder: name or `.keras` file of the CNN; the one the checkpoint names if None.
+        encoder: `.keras` file of the CNN, or an `.h5` file with the weights of the one that the
+            checkpoint names; that one as it is found by its name if None.
     """
 
     def __init__(self, checkpoint: Checkpoint, encoder: str | os.PathLike | None = None):
@@ -81,9 +89,17 @@ class Captioner:
             InputError: it cannot be loaded, or is not the same network.
         """
         expected = self.checkpoint.encoder
-        encoder = load_encoder(
-            self._encoder_name or expected["name"], image_size=expected["image_size"]
-        )
+        name, weights = str(self._encoder_name or expected["name"]), None
+        if Path(name).suffix in WEIGHT_SUFFIXES:
+            name, weights = expected["name"], name
+        if name in encoder_names() and name != expected["name"]:
+            raise InputError(
+                f"--encoder {name}: the model was trained on features of {expected['name']}; "
+                "leave it out, or give the file of that encoder"
+            )
+        if Path(name).suffix == ".keras" and not Path(name).exists():
+            raise InputError(f"{name}: the encoder is not there; say where with --encoder")
+        encoder = load_encoder(name, weights, expected["image_size"])
         if encoder.fingerprint != expected["fingerprint"]:
             raise InputError(
                 f"the model was trained on features of {expected['name']} "
@@ -93,8 +109,15 @@ class Captioner:
         return encoder
 
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """Run the CNN on pictures from `load_image`: float32 (images, *feature_shape)."""
-        grid = encode_images(self.encoder, np.stack(pixels))
+        """Run the CNN on pictures from `load_image`: float32 (images, *feature_shape).
+
+        Raises:
+            InputError: a picture is of another size than the CNN takes.
+        """
+        shape = (self.encoder.image_size, self.encoder.image_size, 3)
+        if wrong := [np.shape(picture) for picture in pixels if np.shape(picture) != shape]:
+            raise InputError(f"a picture of shape {wrong[0]}: expected {shape}, see load_image")
+        grid = encode_images(self.encoder, np.array(pixels).reshape(-1, *shape))
         return feature_view(grid, self.model.config.feature_shape)
 
     def caption_features(
@@ -237,6 +260,7 @@ class Captioner:
             raise InputError(
                 f"length_penalty = {penalty!r}: expected a number from 0 to {MAX_LENGTH_PENALTY}"
             )
+        beam_width, length_penalty = int(beam_width), float(penalty)  # none of NumPy's kinds
         key = (beam_width, length_penalty if beam_width > 1 else None, dtype, is_one)
         if key not in self._searches:
             shape = (1 if is_one else None, *self.model.config.feature_shape)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from captioning.files import MAX_JSON_BYTES, InputError, replacing
+from captioning.files import MAX_JSON_BYTES, InputError, one_line, reason, replacing
 from captioning.hdf5 import WEIGHTS, load_archived
 from captioning.model import ATTENTIONS, RNNS, MergeDecoder, ModelConfig
 from captioning.vocabulary import Vocabulary
@@ -91,7 +91,7 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError) as error:
             if str(error).startswith(str(path)):
                 raise
-            raise InputError(f"{path}: not a checkpoint of train.py ({_reason(error)})") from None
+            raise InputError(f"{path}: not a checkpoint of train.py ({reason(error)})") from None
         model = MergeDecoder(model_config, dtype=dtype or config["dtype"])
         model.build_for_captions()
         _load_weights(model, path, weight_bytes)
@@ -100,6 +100,8 @@ class Checkpoint:
 
 def _read_archive(path: Path) -> tuple[dict, int]:
     """The description of a merge-decoder in an archive, and how many bytes its weights take."""
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; name a checkpoint in it, such as {path}/best.keras")
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train.py writes one an epoch")
     try:
@@ -107,7 +109,7 @@ def _read_archive(path: Path) -> tuple[dict, int]:
             names = sorted(archive.namelist())
             if names != sorted(MEMBERS):
                 raise InputError(
-                    f"{path}: not a checkpoint of train.py (holds {_shortened(str(names))})"
+                    f"{path}: not a checkpoint of train.py (holds {one_line(str(names))})"
                 )
             size = {member.filename: member.file_size for member in archive.infolist()}
             total = sum(size.values())
@@ -119,7 +121,7 @@ def _read_archive(path: Path) -> tuple[dict, int]:
         name = whole["class_name"]
         if name != MergeDecoder.__name__:
             raise InputError(
-                f"{path}: not a checkpoint of train.py (holds a {_shortened(str(name))}, "
+                f"{path}: not a checkpoint of train.py (holds a {one_line(str(name))}, "
                 "expected a MergeDecoder)"
             )
         return whole["config"], size[WEIGHTS]
@@ -129,7 +131,7 @@ def _read_archive(path: Path) -> tuple[dict, int]:
         raise InputError(f"{path}: no permission to read it") from None
     except Exception as error:  # zipfile, zlib and json each raise their own kinds
         raise InputError(
-            f"{path}: damaged, or not a checkpoint of train.py ({_reason(error)}); "
+            f"{path}: damaged, or not a checkpoint of train.py ({reason(error)}); "
             "copy or train it again"
         ) from None
 
@@ -187,17 +189,7 @@ def _load_weights(model: MergeDecoder, path: Path, weight_bytes: int) -> None:
         raise
     except Exception as error:  # Keras raises many kinds
         raise InputError(
-            f"{path}: its weights do not fit its description ({_reason(error)})"
+            f"{path}: its weights do not fit its description ({reason(error)})"
         ) from None
     if not all(np.isfinite(variable).all() for variable in model.weights):
         raise InputError(f"{path}: its weights hold NaN or infinity; take an earlier checkpoint")
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a library's message, which may be long."""
-    return _shortened((str(error).strip().splitlines() or [type(error).__name__])[0])
-
-
-def _shortened(text: str, length: int = 200) -> str:
-    text = text if len(text) <= length else f"{text[: length - 3]}..."
-    return text if text.isprintable() else repr(text)  # escape codes garble a terminal

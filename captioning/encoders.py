@@ -24,7 +24,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from captioning.files import InputError, shipped
+from captioning.files import InputError, one_line, reason, shipped
 from captioning.hdf5 import WEIGHTS, load_archived, rewritten
 
 BUNDLED = "efficientnet_lite2"
@@ -48,6 +48,7 @@ APPLICATIONS = {
     "efficientnet_v2s": ("efficientnet_v2", "EfficientNetV2S", 384),
     "convnext_tiny": ("convnext", "ConvNeXtTiny", 224),
 }
+WEIGHT_SUFFIXES = (".h5", ".hdf5")  # of files with the weights of one of them
 DOWNLOAD_TIMEOUT_SECONDS = 20.0  # without a byte
 
 # A `.keras` file from a stranger is measured before it is loaded. The largest network of
@@ -188,7 +189,10 @@ def _load_application(name: str, size: int, weights: str | os.PathLike | None):
 
     module_name, class_name, _ = APPLICATIONS[name]
     try:
-        with _weights_of(name, weights) if weights else _downloading() as given:
+        with (
+            _weights_of(name, weights) if weights else _downloading() as given,
+            warnings.catch_warnings(action="ignore"),  # two lines for each layer that does not fit
+        ):
             network = getattr(keras.applications, class_name)(
                 include_top=False, weights=given, input_shape=(size, size, 3)
             )
@@ -197,11 +201,12 @@ def _load_application(name: str, size: int, weights: str | os.PathLike | None):
     except Exception as error:  # Keras raises a bare Exception when it cannot reach the server
         if weights:
             raise InputError(
-                f"{weights}: not weights of {name} without its classifier: {_reason(error)}"
+                f"{weights}: not weights of {name} without its classifier: {reason(error)}"
             ) from None
         raise InputError(
-            f"{name}: cannot get its ImageNet weights ({_reason(error)});\n"
-            f"give a local weights file, or use {BUNDLED}, which needs no network"
+            f"{name}: cannot get its ImageNet weights ({reason(error)});\n"
+            "give them as a file (encoder_weights in the notebook, --encoder of test.py), or use "
+            f"{BUNDLED}, which needs no network"
         ) from None
     preprocess = getattr(keras.applications, module_name).preprocess_input
     image = keras.Input((size, size, 3), name="image")
@@ -214,7 +219,7 @@ def _weights_of(name: str, file: str | os.PathLike) -> Iterator[str]:
     path = Path(file)
     if not path.is_file():
         raise InputError(f"{file}: no such weights file for {name}")
-    if path.suffix not in (".h5", ".hdf5") or path.stat().st_size > MAX_WEIGHT_BYTES:
+    if path.suffix not in WEIGHT_SUFFIXES or path.stat().st_size > MAX_WEIGHT_BYTES:
         most = MAX_WEIGHT_BYTES / 1e9
         raise InputError(
             f"{file}: expected weights of {name}, an .h5 file of at most {most:.1f} GB"
@@ -250,7 +255,7 @@ def _load_file(path: Path):
         raise InputError(f"{path}: no permission to read it") from None
     except Exception as error:  # Keras raises many kinds, for many kinds of damage
         raise InputError(
-            f"{path}: not a Keras model that can be loaded safely: {_reason(error)}"
+            f"{path}: not a Keras model that can be loaded safely: {reason(error)}"
         ) from None
     if not fits:
         raise InputError(
@@ -293,7 +298,7 @@ def _read_config(path: Path) -> dict:
         if len(names) != len(set(names)) or set(names) != ARCHIVE_MEMBERS:
             raise InputError(
                 f"{path}: expected an archive of {', '.join(sorted(ARCHIVE_MEMBERS))}; "
-                f"it holds {_shortened(', '.join(sorted(names)))}"
+                f"it holds {one_line(', '.join(sorted(names)))}"
             )
         for member in members:
             most = MAX_WEIGHT_BYTES if member.filename == WEIGHTS else MAX_CONFIG_BYTES
@@ -313,9 +318,7 @@ def _grid_shape(name: str, model, size: int) -> tuple[int, int, int]:
         shape = shape if len(shape) == 3 else (1, 1, *shape)
         fits = min(shape) > 0 and math.prod(shape) <= MAX_FEATURES
     except (TypeError, ValueError) as error:  # None among the sizes, or too small to convolve
-        raise InputError(
-            f"{name}: cannot encode {size} x {size} pixels: {_reason(error)}"
-        ) from None
+        raise InputError(f"{name}: cannot encode {size} x {size} pixels: {reason(error)}") from None
     if not fits:
         raise InputError(f"{name}: would turn {size} x {size} pixels into {shape} features")
     return tuple(shape)
@@ -326,16 +329,6 @@ def _fingerprint(model) -> str:
     for variable in model.weights:
         digest.update(np.ascontiguousarray(variable))
     return digest.hexdigest()[:16]
-
-
-def _reason(error: Exception) -> str:
-    """The first line of a library's message, which may be long."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return _shortened(lines[0])
-
-
-def _shortened(text: str, length: int = 300) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def load_image(
@@ -425,6 +418,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _check_size(image: Image.Image) -> None:
+    if not image.width * image.height:
+        raise ValueError("it has no pixels")
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
 
@@ -442,13 +437,13 @@ def _damage_told(path: Path | str) -> Iterator[None]:
         raise InputError(f"{path}: not a picture in a format that Pillow reads") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{path}: too large ({_reason(error)}); at most {MAX_PIXELS:,} pixels are read, "
+            f"{path}: too large ({reason(error)}); at most {MAX_PIXELS:,} pixels are read, "
             "scale it down"
         ) from None
     except MemoryError:
         raise InputError(f"{path}: too large for the memory there is; scale it down") from None
     except Exception as error:  # Pillow's readers raise many kinds, for many kinds of damage
-        raise InputError(f"{path}: damaged picture ({_reason(error)})") from None
+        raise InputError(f"{path}: damaged picture ({reason(error)})") from None
 
 
 def _resized(image: Image.Image, steps: list[tuple[int, int]]) -> np.ndarray:

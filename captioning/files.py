@@ -40,6 +40,19 @@ class InputError(ValueError):
     """
 
 
+def reason(error: Exception) -> str:
+    """What a library's message says, in a line: its first, and the next if that one ends in ":"."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return one_line(first or type(error).__name__)
+
+
+def one_line(text: str, length: int = 300) -> str:
+    """The beginning of `text`, fit to be shown in a line."""
+    text = text if len(text) <= length else f"{text[: length - 3]}..."
+    return text if text.isprintable() else repr(text)  # escape codes garble a terminal
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.

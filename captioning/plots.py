@@ -64,6 +64,8 @@ def principal_components(vectors: np.ndarray, count: int = 2) -> tuple[np.ndarra
     """
     centred = np.asarray(vectors, np.float64) - np.mean(vectors, axis=0)
     left, lengths, _ = np.linalg.svd(centred, full_matrices=False)
+    missing = max(0, count - len(lengths))  # fewer vectors than directions
+    left, lengths = np.pad(left, ((0, 0), (0, missing))), np.pad(lengths, (0, missing))
     points = left[:, :count] * lengths[:count]
     # A direction and its opposite serve alike, and libraries differ in which one they give.
     signs = np.sign(points[np.abs(points).argmax(axis=0), range(count)])

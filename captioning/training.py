@@ -291,10 +291,13 @@ class Trainer:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the highest CIDEr-D on dev, the earliest of equals; 0 before the first."""
+        """The epoch with the highest CIDEr-D on dev; 0 before the first.
+
+        Of equals it is the one with the lowest loss: on a dev split of one image, CIDEr-D is 0.
+        """
         if not self.history:
             return 0
-        return max(self.history, key=lambda row: row["dev_CIDEr-D"])["epoch"]
+        return max(self.history, key=lambda row: (row["dev_CIDEr-D"], -row["dev_loss"]))["epoch"]
 
     def _plan(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The training batches of an epoch."""

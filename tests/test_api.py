@@ -4,6 +4,7 @@ import doctest
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,7 @@ PIXELS = np.zeros((6, 8, 3), np.uint8)
         (PIXELS[..., :2], r"uint8 \(6, 8, 2\)"),
         (np.zeros((6, 8, 4), np.uint8), "leave out an alpha channel"),
         (PIXELS[:0], r"uint8 \(0, 8, 3\)"),
+        (Image.new("RGB", (0, 5)), "the picture: damaged picture .*no pixels"),
         ("nothing.jpg", "nothing.jpg: no such file"),
         (Image.new("1", (20_000, 10_000)), "the picture: too large"),
     ],
@@ -107,6 +109,24 @@ PIXELS = np.zeros((6, 8, 3), np.uint8)
 def test_what_is_no_photograph_is_told(captioner, given, told):
     with pytest.raises(InputError, match=told):
         captioner.caption(given)
+
+
+def test_numbers_of_numpy_serve_as_well(captioner):
+    expected = captioner.caption(PIXELS, beam_width=2, length_penalty=0.5)
+    found = captioner.caption(PIXELS, beam_width=np.int64(2), length_penalty=np.float32(0.5))
+    assert found == expected
+    assert captioner.caption(PIXELS, beam_width=np.int16(3)) == captioner.caption(PIXELS, 3)
+
+
+def test_pictures_of_a_wrong_size_are_refused_and_do_no_harm(captioner):
+    size = captioner.encoder.image_size
+    assert captioner.encode([]).shape == (0, *captioner.model.config.feature_shape)
+    for wrong in (np.zeros((size, size + 1, 3), np.uint8), np.zeros((size, size), np.uint8), 3):
+        with pytest.raises(InputError, match="expected"):
+            captioner.encode([np.zeros((size, size, 3), np.uint8), wrong])
+    with ThreadPoolExecutor(4) as pool:  # TensorFlow's graph would hang after a failed call
+        captions = pool.map(captioner.caption, [PIXELS] * 8)
+        assert len(set(captions)) == 1
 
 
 @pytest.mark.parametrize("width", [0, -1, 2.0, "3"])

@@ -360,7 +360,7 @@ MODELS = {
     "all but the last byte": (cut(0.9999), "damaged, or not a checkpoint"),
     "text": (lambda path, _: path.write_text("no model"), "damaged, or not a checkpoint"),
     "a plain zip": (lambda path, _: packed(path, "a.txt"), "not a checkpoint of train.py (holds"),
-    "a folder": (lambda path, _: path.mkdir(), "no such checkpoint"),
+    "a folder": (lambda path, _: path.mkdir(), "a folder; name a checkpoint in it"),
     "a pipe": (lambda path, _: os.mkfifo(path), "no such checkpoint"),
     "of a newer version": (edited(newer), "a checkpoint of version 99"),
     "without weights": (edited(lambda _: None, "model.weights.h5"), "not a checkpoint of train.py"),

@@ -125,7 +125,7 @@ def test_a_checkpoint_may_be_loaded_with_another_precision(saved, checkpoint):
 
 def test_a_missing_file_is_told(tmp_path):
     assert "no such checkpoint" in refusal(tmp_path / "gone.keras")
-    assert "no such checkpoint" in refusal(tmp_path)
+    assert "a folder; name a checkpoint in it" in refusal(tmp_path)
 
 
 def test_damaged_files_are_refused(saved, tmp_path):

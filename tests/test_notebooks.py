@@ -13,6 +13,7 @@ from PIL import Image
 
 from captioning.features import FeatureCache, cache_folder
 from captioning.files import InputError
+from captioning.plots import principal_components
 from captioning.prepared import Prepared
 
 ROOT = Path(__file__).parents[1]
@@ -198,6 +199,14 @@ def test_relative_parameters_are_told_where_they_start(notebook):
     done = run_notebook(notebook("print(name)"), name="x")  # in another folder than the root
     assert (done.returncode, done.stdout) == (0, "x\n")
     assert done.stderr == f"relative paths among the parameters start at {ROOT}\n"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_map_of_one_or_two_vectors(count):
+    points, shares = principal_components(np.arange(3.0 * count).reshape(count, 3))
+    assert points.shape == (count, 2)
+    assert np.allclose(points[:, 1], 0)
+    assert shares.tolist() == pytest.approx([count - 1, 0])
 
 
 def test_captions_without_a_word_are_told(tmp_path):

@@ -17,6 +17,8 @@ from PIL import Image
 
 from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
+from captioning.encoders import load_encoder
+from captioning.vocabulary import END
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCH = re.compile(
@@ -296,6 +298,45 @@ def test_a_file_that_is_no_checkpoint_is_refused(script, photographs, tmp_path):
         status, out, err = script("test.py", "--image", photographs[0], "--model", path)
         assert (status, out) == (2, "")
         assert str(path) in one_line(err)
+    assert f"such as {tmp_path}/best.keras" in err
+
+
+def test_the_encoder_of_a_model_is_given_by_its_file(
+    script, photographs, make_prepared, make_trainer, tiny_captions, tmp_path
+):
+    import keras
+
+    weights = tmp_path / "resnet50.weights.h5"
+    keras.applications.ResNet50(include_top=False, weights=None).save_weights(weights)
+    encoder = load_encoder("resnet50", weights, image_size=32)
+    prepared = make_prepared(tmp_path / "prepared", tiny_captions, encoder=encoder.describe())
+    make_trainer(prepared, tmp_path / "run").checkpoint.save(tmp_path / "model.keras")
+    arguments = ["test.py", "--image", photographs[0], "--model", tmp_path / "model.keras"]
+    status, out, _ = script(*arguments, "--encoder", weights)
+    assert status == 0
+    assert out.startswith(f"{photographs[0]}: ")
+    status, out, err = script(*arguments, "--encoder", "efficientnet_lite2")
+    assert (status, out) == (2, "")
+    assert "trained on features of resnet50" in one_line(err)
+    status, out, err = script(*arguments, "--encoder", tmp_path / "moved.keras")
+    assert (status, out) == (2, "")
+    assert "say where with --encoder" in one_line(err)
+
+
+def test_a_model_that_says_nothing_is_not_silent(script, tiny_checkpoint, photographs, tmp_path):
+    checkpoint = Checkpoint.load(tiny_checkpoint)
+    bias = next(w for w in checkpoint.model.weights if w.shape == (len(checkpoint.vocabulary),))
+    bias.assign(np.eye(len(checkpoint.vocabulary))[END] * 1e6)
+    checkpoint.save(tmp_path / "mute.keras")
+    arguments = ["test.py", "--image", photographs[0], "--model", tmp_path / "mute.keras"]
+    status, out, err = script(*arguments)
+    assert (status, out) == (0, f"{photographs[0]}: \n")
+    assert "the model has no word for it" in err
+
+
+def test_very_few_updates_are_told(script, tiny_prepared, tmp_path):
+    _, _, err = script(*train(tiny_prepared, tmp_path, epochs=1))
+    assert "only 2 updates an epoch; a smaller --batch-size" in err
 
 
 def test_another_encoder_is_refused(script, tiny_checkpoint, tiny_encoder, photographs, tmp_path):

@@ -33,6 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen at; others than this machine's own"
         " let everybody in who reaches it")  # fmt: skip
     add("--model", metavar="CHECKPOINT", help="a checkpoint of train.py (default: the shipped one)")
+    add("--encoder", help="the model's encoder, if it is not where it was at training")
     return parser.parse_args(arguments)
 
 
@@ -53,7 +54,7 @@ def main() -> None:
         from captioning.web.app import make_app
         from captioning.web.describe import Describer
 
-        describer = Describer(Captioner.load(options.model))
+        describer = Describer(Captioner.load(options.model, options.encoder))
         settings = uvicorn.Config(
             make_app(describer, options.host),
             loop="asyncio",
