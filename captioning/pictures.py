@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -17,6 +18,20 @@ FEW = 9  # pictures; so many are laid out three in a row
 TALLEST = 1.5  # times its width may a picture be high, or it is drawn smaller
 WRAP = 44  # characters a line of a caption
 CAPTION_SIZE, SMALL_CAPTION_SIZE = 13, 9  # points
+
+# Fonts with letters that DejaVu Sans, which comes with Matplotlib, has not.
+FALLBACKS = (
+    *(f"Noto Sans CJK {region}" for region in ("SC", "JP", "KR", "TC")),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Unifont"),
+    *("Noto Sans Devanagari", "Noto Sans Thai"),
+)
+
+
+def font_families() -> list[str]:
+    """The fonts to write captions with, first come first served: DejaVu Sans, and what is here."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(family for family in FALLBACKS if family in installed)]
 
 
 def plot_history(history: Sequence[dict], path: str | os.PathLike) -> None:
@@ -62,11 +77,12 @@ def captioned_sheet(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> 
     grid = np.atleast_1d(figure.subplots(rows, columns, height_ratios=heights)).ravel()
     for axes in grid[len(pictures) :]:
         axes.axis("off")
+    families = font_families()
     for axes, picture, text in zip(grid, pictures, texts, strict=False):
         axes.imshow(picture)
         axes.set(xticks=[], yticks=[], anchor="S")
         # a label, and not free text: the layout makes room
-        axes.set_xlabel(text, size=size, parse_math=False)
+        axes.set_xlabel(text, size=size, family=families, parse_math=False)
         axes.spines[:].set_visible(False)
     return figure
 
@@ -82,11 +98,11 @@ def save_attention(
         caption: its words, separated by spaces.
         maps: float (words, rows, columns).
     """
-    words = caption.split()
+    words, families = caption.split(), font_families()
     rows = -(-(len(words) + 1) // COLUMNS)
     height = 2.4 * min(TALLEST, _steepness(picture)) + 0.3
     figure = Figure(figsize=(2.4 * COLUMNS, height * rows + 0.6), layout="constrained")
-    figure.suptitle(caption, size=CAPTION_SIZE, parse_math=False)
+    figure.suptitle(caption, size=CAPTION_SIZE, family=families, parse_math=False)
     grid = np.atleast_1d(figure.subplots(rows, COLUMNS)).ravel()
     for axes in grid:
         axes.axis("off")
@@ -96,7 +112,7 @@ def save_attention(
         light = Image.fromarray(weights.astype(np.float32)).resize((width, height), Image.BICUBIC)
         light = np.clip(np.asarray(light) / weights.max(), 0.15, 1)[..., None]
         axes.imshow((picture * light).astype(np.uint8))
-        axes.set_title(word, size=11, parse_math=False)
+        axes.set_title(word, size=11, family=families, parse_math=False)
     _save(figure, path)
 
 

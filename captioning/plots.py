@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.transforms import Bbox
 
+from captioning.pictures import font_families
+
 BLUE, ORANGE, GREEN, GREY = "#2f6db3", "#e07b39", "#4a9a5b", "#8a8f98"
 INK, PALE = "#2b2f36", "#e4e7ec"
 
@@ -42,7 +44,7 @@ STYLE = {
 
 def use_style() -> None:
     """Give all figures that follow the project's look."""
-    plt.rcParams.update(STYLE)
+    plt.rcParams.update({**STYLE, "font.family": font_families()})
 
 
 def show_picture(axes: Axes, picture: np.ndarray, title: str = "") -> None:
