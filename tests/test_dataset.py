@@ -360,7 +360,7 @@ def test_a_csv_file_without_header_loses_no_row(tmp_path):
     assert captions == {"a.jpg": ["A dog"], "image": ["caption"]}
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe\x00", b"%PDF-1.4", b"a.jpg#0\t\n"])
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfd\x00", b"%PDF-1.4", b"a.jpg#0\t\n"])
 @pytest.mark.parametrize("reader", [read_token_file, read_caption_csv])
 def test_a_file_without_usable_row_is_an_error(tmp_path, reader, content):
     if reader is read_caption_csv:
