@@ -132,7 +132,12 @@ class Captioner:
 
         Returns:
             One caption an image.
+
+        Raises:
+            InputError: the features, the beam or its penalty are none that the model can use.
         """
+        if features.shape[1:] != (shape := tuple(self.model.config.feature_shape)):
+            raise InputError(f"features of shape {features.shape}: expected (images, *{shape})")
         dtype = np.float16 if features.dtype == np.float16 else np.float32  # as a cache has them
         captions = []
         for start in range(0, len(features), BATCH_SIZE):
