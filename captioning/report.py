@@ -26,6 +26,7 @@ from PIL import Image
 from captioning.encoders import load_thumbnail
 from captioning.files import InputError, write_text
 
+LONG = 60  # characters of a fact that gets a line of its own
 PICTURE_SIZE = 224  # pixels of the longer side
 PICTURE_QUALITY = 65  # of JPEG: about 8 KB a picture, 12 MB a page of 1,000
 
@@ -157,7 +158,9 @@ def _names(rows: Iterable[dict]) -> list[str]:
 
 def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
     return "\n".join(
-        f"<div><dt>{_escape(name)}</dt><dd>{_escape(value)}</dd></div>" for name, value in pairs
+        f"<div{' class=long' if len(value) > LONG else ''}>"
+        f"<dt>{_escape(name)}</dt><dd>{_escape(value)}</dd></div>"
+        for name, value in pairs
     )
 
 
