@@ -158,7 +158,7 @@ def _names(rows: Iterable[dict]) -> list[str]:
 
 def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
     return "\n".join(
-        f"<div{' class=long' if len(value) > LONG else ''}>"
+        f'<div class="{"long" if len(value) > LONG else "short"}">'
         f"<dt>{_escape(name)}</dt><dd>{_escape(value)}</dd></div>"
         for name, value in pairs
     )
