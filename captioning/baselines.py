@@ -36,8 +36,9 @@ def typical_caption(training_captions: Sequence[Sequence[str]]) -> str:
         InputError: no image, or an image without captions.
     """
     captions = [[scoring_tokens(caption) for caption in image] for image in training_captions]
-    scorer = CiderD(captions)
-    images = range(0, len(scorer), -(-len(scorer) // TYPICAL_IMAGES))
+    step = max(1, -(-len(captions) // TYPICAL_IMAGES))
+    scorer = CiderD(captions[::step], captions)
+    images = range(len(scorer))
     times_written = Counter(tuple(caption) for image in captions for caption in image)
     candidates = [caption for caption, _ in times_written.most_common(TYPICAL_CANDIDATES)]
     best = max(candidates, key=lambda words: scorer.scores(images, [words] * len(images)).mean())
