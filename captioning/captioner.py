@@ -97,8 +97,6 @@ class Captioner:
                 f"--encoder {name}: the model was trained on features of {expected['name']}; "
                 "leave it out, or give the file of that encoder"
             )
-        if Path(name).suffix == ".keras" and not Path(name).exists():
-            raise InputError(f"{name}: the encoder is not there; say where with --encoder")
         encoder = load_encoder(name, weights, expected["image_size"])
         if encoder.fingerprint != expected["fingerprint"]:
             raise InputError(

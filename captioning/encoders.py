@@ -250,7 +250,9 @@ def _load_file(path: Path):
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{path}: no such encoder file") from None
+        raise InputError(
+            f"{path}: no such encoder file; if a model's has moved, say where with --encoder"
+        ) from None
     except PermissionError:
         raise InputError(f"{path}: no permission to read it") from None
     except Exception as error:  # Keras raises many kinds, for many kinds of damage
@@ -376,7 +378,9 @@ def load_thumbnail(
     return _load(source, side, fit)
 
 
-def _load(source, enough: int, steps: Callable[[tuple[int, int]], list[tuple[int, int]]]):
+def _load(
+    source, enough: int, steps: Callable[[tuple[int, int]], list[tuple[int, int]]]
+) -> np.ndarray:
     """Open a photograph, upright, and resize it from one size to the next.
 
     Args:
