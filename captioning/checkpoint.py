@@ -115,7 +115,7 @@ def _read_archive(path: Path) -> tuple[dict, int]:
             total = sum(size.values())
             if total > MAX_BYTES or size["config.json"] > MAX_JSON_BYTES:
                 raise InputError(f"{path}: unpacks to {total / 1e9:.1f} GB; refused")
-            if damaged := archive.testzip():  # Keras does not compare the weights' check sum
+            if damaged := archive.testzip():  # told before a model is built
                 raise InputError(f"{path}: its {damaged} is damaged; copy or train it again")
             whole = json.loads(archive.read("config.json"))
         name = whole["class_name"]

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning.cli import import_tensorflow, quiet_stderr
-from captioning.files import InputError
+from captioning.files import InputError, reason
 from captioning.prepared import Prepared
 from captioning.rendezvous import Rendezvous, read_cluster
 from captioning.vocabulary import PAD
@@ -130,10 +130,9 @@ def join(options: argparse.Namespace, prepared: Prepared) -> tuple[Team | None, 
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         except (tf.errors.OpError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
             raise InputError(
-                f"worker {index}: TensorFlow cannot start at {addresses[index]} ({reason}); "
-                "check TF_CONFIG, and that nothing else uses the port"
+                f"worker {index}: TensorFlow cannot start at {addresses[index]} "
+                f"({reason(error)[:200]}); check TF_CONFIG, and that nothing else uses the port"
             ) from None
     # TensorFlow listens to SIGTERM and goes on; job managers mean it, and files are whole anyway
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -337,9 +336,8 @@ def _trainer_class():
                 if self._team.workers == 1:
                     raise
                 time.sleep(LAST_WORD_SECONDS)  # a lost worker ends this process meanwhile
-                reason = error.message.strip().splitlines()[0][:200]
                 raise InputError(
-                    f"worker {self._team.index}: training broke off: {reason}"
+                    f"worker {self._team.index}: training broke off: {reason(error)[:200]}"
                 ) from error
             self._team.leave()
 

@@ -112,7 +112,7 @@ def download_flickr8k(folder: Path, source: str = SOURCE) -> None:
                 f"{folder}: is there already but holds no data set of a known layout;"
                 " choose another folder or remove this one"
             )
-        work.mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)  # here, or a refusal names a file within it
         with exclusive(work):
             staging = work / "unpacked"
             try:

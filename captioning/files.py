@@ -178,8 +178,8 @@ def write_error(path: str | os.PathLike, error: OSError, size: int | None = None
         remedy = "a file stands where a folder is expected; choose another name"
     else:
         remedy = "check the path"
-    reason = os.strerror(error.errno) if error.errno else error  # libraries add whole paragraphs
-    return InputError(f"{path}: cannot be written ({reason}); {remedy}")
+    refusal = os.strerror(error.errno) if error.errno else error  # libraries add whole paragraphs
+    return InputError(f"{path}: cannot be written ({refusal}); {remedy}")
 
 
 def _megabytes(size: int) -> str:
@@ -277,5 +277,5 @@ def read_json(path: str | os.PathLike, made_by: str) -> object:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it is written by {made_by}") from None
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
-        raise InputError(f"{path}: {reason}; write it anew with {made_by}") from None
+        problem = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        raise InputError(f"{path}: {problem}; write it anew with {made_by}") from None

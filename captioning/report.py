@@ -30,8 +30,6 @@ LONG = 60  # characters of a fact that gets a line of its own
 PICTURE_SIZE = 224  # pixels of the longer side
 PICTURE_QUALITY = 65  # of JPEG: about 8 KB a picture, 12 MB a page of 1,000
 
-# EXIF orientations that lay the picture on its side.
-
 # Of a curve's drawing, in units of its view box.
 CHART_WIDTH, CHART_HEIGHT = 340, 190
 CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 56, 330, 10, 164
