@@ -1,23 +1,26 @@
-"""Image captioning with a frozen CNN, FastText embeddings and a merge-decoder.
+"""Image captioning with a frozen CNN, FastText embeddings and a merge model.
 
 from captioning import Captioner
 captioner = Captioner.load()
 print(captioner.caption("photo.jpg"))
 """
 
-from captioning.files import InputError
+import os
 
-__version__ = "0.1.0"
+from captioning.errors import InputError
+
+os.environ["KERAS_BACKEND"] = "tensorflow"  # before Keras is imported
+__version__ = "0.2.0"
 __all__ = ["Captioner", "InputError"]
 
 
 def __getattr__(name: str) -> object:
-    """Import `Captioner` when it is first asked for: TensorFlow takes seconds, and greets."""
+    """Import `Captioner` on first use: TensorFlow takes seconds."""
     if name == "Captioner":
-        from captioning.cli import quiet_stderr
+        from captioning.startup import import_tensorflow
 
-        with quiet_stderr():
-            from captioning.captioner import Captioner
+        import_tensorflow()
+        from captioning.captioner import Captioner
 
         return Captioner
     raise AttributeError(f"module 'captioning' has no attribute {name!r}")

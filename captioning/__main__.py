@@ -1,37 +1,52 @@
-"""`python -m captioning`: what there is, and how it is called."""
+"""`python -m captioning COMMAND`: everything that is not one of the four steps."""
 
-import argparse
+import importlib
+import sys
 
 import captioning
-from captioning.cli import ArgumentParser, run
+from captioning.errors import ArgumentParser, run
+from captioning.files import shipped
 
-TEXT = f"""captioning {captioning.__version__}: give it a photograph, get a sentence.
-
-Commands, each with --help (where it is not installed: python test.py, python train.py):
-  caption --image photo.jpg                        a photograph, several, or folders of them
-  caption --split dev --data prepared              score a split
-  caption-train --epochs 20 --batch-size 128       fit the model on a folder that is prepared
-  python -m captioning.web                         a page to drop photographs on
-  python -m captioning.dataset download --to DIR   fetch Flickr8k
-
-From Python:
-  from captioning import Captioner
-  Captioner.load().caption("photo.jpg", beam_width=5)
-
-The notebooks that prepare a data set are in the repository: caption_extraction.ipynb and
-image_extraction.ipynb."""
+COMMANDS = {  # name -> (module, help)
+    "caption": ("caption", "caption photographs, or folders of them"),
+    "web": ("web", "a web page to caption photographs on this machine"),
+    "download": ("download", "download Flickr8k"),
+    "shards": ("shards", "merge features that several machines extracted"),
+}
+TRAIN = "train"
+INTERRUPTED = "stopped; all files that were written are complete: run the same command again"
 
 
-def main() -> None:
-    """Print it; there is nothing to choose."""
-    parser = ArgumentParser(
-        prog="python -m captioning",
-        description=TEXT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args()
-    print(TEXT)
+def main(arguments: list[str] | None = None) -> int | None:
+    """Run the command that the arguments name."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    parser = ArgumentParser(prog="python -m captioning", description=captioning.__doc__)
+    parser.add_argument("--version", action="version", version=captioning.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    commands.add_parser(TRAIN, help="train.py: fit the model on a prepared folder", add_help=False)
+    for name, (module, text) in COMMANDS.items():
+        subparser = commands.add_parser(name, help=text, description=text.capitalize())
+        if name == command:
+            module = importlib.import_module(f"captioning.extras.{module}")
+            module.add_arguments(subparser)
+    if arguments[:1] == [TRAIN]:
+        return _train(arguments[1:])
+    options = parser.parse_args(arguments)
+    return module.main(options)
+
+
+def _train(arguments: list[str]) -> None:
+    """Run train.py as a script, which parses its arguments before it imports TensorFlow."""
+    path = shipped("train.py")
+    sys.argv = ["captioning train", *arguments]
+    exec(compile(path.read_text(encoding="utf-8"), path, "exec"), {"__name__": "__main__"})
+
+
+def command(name: str):
+    """The installed command of that name: `caption`, `caption-train`, `caption-web`."""
+    run(lambda: main([name, *sys.argv[1:]]), INTERRUPTED)
 
 
 if __name__ == "__main__":
-    run(main, "stopped; start again with")
+    run(main, INTERRUPTED)

@@ -1,86 +1,44 @@
-"""The captions and cached features of a split, drawn in batches of similar lengths."""
+"""The captions and cached features of a split, in batches of similar lengths."""
 
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from captioning.captioner import read_features
-from captioning.features import MADE_BY, FeatureCache, cache_folder
-from captioning.files import InputError
-from captioning.prepared import CaptionTokens, Prepared
+from captioning.errors import InputError
+from captioning.features import FeatureCache
+from captioning.prepared import Prepared
 from captioning.vocabulary import END, PAD
 
-MIRRORED = cache_folder("", "", mirrored=True).name
+CAPTIONS_PER_IMAGE = 5  # share one encoded image in a batch; an image with more comes again
 LENGTH_JITTER = 2.0  # words; batches hold captions of similar, not of sorted, lengths
 
 
-def open_caches(
-    data: str | os.PathLike, encoder: str | None = None, mirrored: bool = True
-) -> list[FeatureCache]:
-    """The feature cache of a prepared folder, then the mirrored one if wanted and there.
+class Batch(NamedTuple):
+    """Some captions.
 
-    Args:
-        data: the prepared folder.
-        encoder: whose features; may be left out where only one encoder's are there.
-        mirrored: whether to look for the mirrored images' features.
-
-    Raises:
-        InputError: no such cache, or several to choose from.
+    Attributes:
+        images: int (I,), indices in the split.
+        mirrored: bool (I,), whether to use the features of the mirrored image.
+        words: int32 (I, K, T), START to END, then pads; a missing caption is a row of pads.
     """
-    if encoder is None:
-        folders = sorted(Path(data, "features").glob("*/index.json"))
-        names = [path.parent.name for path in folders]
-        names = [name for name in names if not name.endswith(MIRRORED)]
-        if len(names) != 1:
-            place = Path(data, "features")
-            if names:
-                problem = f"features of {', '.join(names)}; choose with --encoder"
-            elif shares := sorted(place.glob("*/share-*/share.json")):
-                whole = shares[0].parent.parent
-                problem = f"shares alone; merge them: python -m captioning.shares merge {whole}"
-            else:
-                problem = f"no features; run {MADE_BY} first"
-            raise InputError(f"{place}: {problem}")
-        encoder = names[0]
-    caches = [FeatureCache.open(cache_folder(data, encoder))]
-    mirror = cache_folder(data, encoder, mirrored=True)
-    if mirrored and (mirror / "index.json").exists():
-        caches.append(FeatureCache.open(mirror))
-        if caches[1].encoder != caches[0].encoder:
-            raise InputError(
-                f"{mirror}: made by another encoder ({caches[1].encoder}) than {caches[0].folder} "
-                f"({caches[0].encoder}); run {MADE_BY} again"
-            )
-    return caches
 
-
-def feature_shape(cache: FeatureCache, attention: str) -> tuple[int, ...]:
-    """What the model takes of each image: (C,) pooled, or (P, C) for attention over a grid.
-
-    Raises:
-        InputError: attention is asked for, but the cache has no grid.
-    """
-    rows, columns, channels = cache.encoder["grid_shape"]
-    if attention == "none":
-        return (channels,)
-    if cache.grid is None:
-        raise InputError(
-            f"{cache.folder}: has pooled features alone; for attention run {MADE_BY} again with "
-            "keep_grid = True"
-        )
-    return (rows * columns, channels)
+    images: np.ndarray
+    mirrored: np.ndarray
+    words: np.ndarray
 
 
 class Split:
-    """The captions and features of one split, ready to be drawn in batches.
+    """The captions and features of one split.
 
     Args:
         prepared: the prepared folder.
         name: "train" or "dev".
-        caches: the feature cache, and the one of the mirrored images if there is one.
+        caches: the feature cache, and that of the mirrored images if there is one.
         feature_shape: (C,) or (P, C), what the model takes.
+        max_words: longer captions are cut.
+
+    Raises:
+        InputError: the split has no image with captions and features.
     """
 
     def __init__(
@@ -89,13 +47,14 @@ class Split:
         name: str,
         caches: list[FeatureCache],
         feature_shape: tuple[int, ...],
+        max_words: int,
     ):
-        """Look up the rows; features stay on disk."""
-        self.tokens: CaptionTokens = prepared.tokens(name)
+        """Look up the rows of the images; features stay on disk."""
+        self.tokens = prepared.tokens(name)
         self.rows = caches[0].rows(prepared.images(name))
-        self.mirrored_rows = caches[1].rows(prepared.images(name)) if len(caches) > 1 else None
-        self.feature_shape = feature_shape
-        self._caches = caches
+        self._mirrored_rows = caches[1].rows(prepared.images(name)) if len(caches) > 1 else None
+        self._caches, self._feature_shape = caches, feature_shape
+        self._lengths = np.minimum(np.diff(self.tokens.offsets), max_words + 2)
         by_image = np.argsort(self.tokens.images, kind="stable")
         starts = np.flatnonzero(np.diff(self.tokens.images[by_image])) + 1
         self._captions_of = [
@@ -103,84 +62,61 @@ class Split:
             for captions in np.split(by_image, starts)
             if len(captions) and self.rows[self.tokens.images[captions[0]]] >= 0
         ]
-        self.images = np.array([self.tokens.images[c[0]] for c in self._captions_of])
         if not self._captions_of:
             raise InputError(f"{prepared.folder}: the {name} split has no captioned image to use")
+        self.images = np.array([self.tokens.images[c[0]] for c in self._captions_of])
+        self.caption_count = sum(map(len, self._captions_of))
+        self.cut_count = int((np.diff(self.tokens.offsets) > max_words + 2).sum())
 
-    def group_count(self, captions_per_image: int) -> int:
-        """How many groups of up to `captions_per_image` captions of one image there are."""
-        return sum(-(-len(captions) // captions_per_image) for captions in self._captions_of)
-
-    @property
-    def caption_count(self) -> int:
-        """Captions that are used, those of unreadable images left out."""
-        return sum(map(len, self._captions_of))
-
-    def features(self, images: np.ndarray, mirrored: np.ndarray | None = None) -> np.ndarray:
-        """Read features: image indices (I,) -> (I, *feature_shape), as stored.
-
-        `mirrored`, bool (I,), takes those from the cache of the mirrored images.
-        """
-        batch = read_features(self._caches[0], self.rows[images], self.feature_shape)
-        if mirrored is not None and mirrored.any():
-            rows = self.mirrored_rows[images[mirrored]]
-            batch[mirrored] = read_features(self._caches[1], rows, self.feature_shape)
+    def features(self, images: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+        """Read features: image indices (I,), bool (I,) -> (I, *feature_shape), as stored."""
+        batch = self._caches[0].read(self.rows[images], self._feature_shape)
+        if mirrored.any():
+            rows = self._mirrored_rows[images[mirrored]]
+            batch[mirrored] = self._caches[1].read(rows, self._feature_shape)
         return batch
 
-    def batches(
-        self,
-        batch_size: int,
-        captions_per_image: int,
-        max_words: int,
-        seed: tuple[int, ...],
-        part: Callable[[int], slice] = slice,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield every caption once, in batches of similar lengths, in an order given by `seed`.
+    def draw_mirrored(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Toss a coin for each image: bool (I,), whether to use its mirrored features."""
+        if self._mirrored_rows is None:
+            return np.zeros(len(images), bool)
+        return (rng.random(len(images)) < 0.5) & (self._mirrored_rows[images] >= 0)
+
+    def batches(self, batch_size: int, seed: tuple[int, ...]) -> list[Batch]:
+        """All captions once, in batches of similar lengths, in an order given by `seed`.
 
         Args:
-            batch_size: captions a batch.
-            captions_per_image: K; an image with more comes several times.
-            max_words: longer captions are cut.
+            batch_size: captions per batch; the captions of an image stay together.
             seed: of everything random.
-            part: of a batch of so many images, which to yield; features of others are not read.
-
-        Yields:
-            features (I, *feature_shape) as stored, and words int32 (I, captions_per_image, T),
-            START to END, padded with PAD; missing captions are rows of pads.
         """
         rng = np.random.default_rng(seed)
-        lengths = np.minimum(np.diff(self.tokens.offsets), max_words + 2)
-        groups = []
-        for captions in self._captions_of:
-            captions = rng.permutation(captions)
-            groups += [
-                captions[start : start + captions_per_image]
-                for start in range(0, len(captions), captions_per_image)
-            ]
-        longest = np.array([lengths[group].max() for group in groups])
-        order = np.argsort(longest + rng.uniform(-LENGTH_JITTER, LENGTH_JITTER, len(groups)))
-        images_per_batch = max(1, batch_size // captions_per_image)
-        batches = [
-            order[start : start + images_per_batch]
-            for start in range(0, len(order), images_per_batch)
+        groups = [
+            group
+            for captions in self._captions_of
+            for group in np.split(
+                rng.permutation(captions),
+                range(CAPTIONS_PER_IMAGE, len(captions), CAPTIONS_PER_IMAGE),
+            )
         ]
+        longest = np.array([self._lengths[group].max() for group in groups])
+        order = np.argsort(longest + rng.uniform(-LENGTH_JITTER, LENGTH_JITTER, len(groups)))
+        batches, size = [[]], 0
+        for number in order:
+            if batches[-1] and size + len(groups[number]) > batch_size:
+                batches.append([])
+                size = 0
+            batches[-1].append(groups[number])
+            size += len(groups[number])
         rng.shuffle(batches)
-        for batch in batches:
-            words = np.full((len(batch), captions_per_image, longest[batch].max()), PAD, np.int32)
-            for i, group in enumerate(batch):
-                for k, caption in enumerate(groups[group]):
-                    ids = self.tokens[caption][: lengths[caption]]
-                    words[i, k, : len(ids)] = ids
-                    words[i, k, len(ids) - 1] = END
-            images = self.tokens.images[[groups[group][0] for group in batch]]
-            mirrored = self.draw_mirrored(images, rng)
-            mine = part(len(images))
-            if mirrored is not None:
-                mirrored = mirrored[mine]
-            yield self.features(images[mine], mirrored), words[mine]
+        return [self._batch(groups, rng) for groups in batches]
 
-    def draw_mirrored(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-        """Toss a coin for each image: bool (I,), whether to take the mirrored features."""
-        if self.mirrored_rows is None:
-            return None
-        return (rng.random(len(images)) < 0.5) & (self.mirrored_rows[images] >= 0)
+    def _batch(self, groups: list[np.ndarray], rng: np.random.Generator) -> Batch:
+        width, length = max(map(len, groups)), max(self._lengths[group].max() for group in groups)
+        words = np.full((len(groups), width, length), PAD, np.int32)
+        for i, group in enumerate(groups):
+            for k, caption in enumerate(group):
+                ids = self.tokens[caption][: self._lengths[caption]]
+                words[i, k, : len(ids)] = ids
+                words[i, k, len(ids) - 1] = END
+        images = self.tokens.images[[group[0] for group in groups]]
+        return Batch(images, self.draw_mirrored(images, rng), words)

@@ -26,7 +26,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from captioning.files import InputError
+from captioning.errors import InputError
 from captioning.vocabulary import PAD, SPECIALS, Vocabulary
 
 FOUND, SUBWORDS, RULE = "found", "subwords", "rule"

@@ -1,22 +1,34 @@
-"""Caption a split and score it, beside baselines that show what the figures are worth."""
+"""Caption a split and score it, beside baselines that show what the figures are worth.
+
+A model must beat one constant caption and the copied caption of the nearest training image; its
+score must fall if its captions are moved to other images, or it does not look at them; and one
+person's score against the others shows what a metric counts as good.
+"""
 
 import dataclasses
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
-from captioning import baselines, metrics
-from captioning.captioner import LENGTH_PENALTY, Captioner, read_features
+from captioning import metrics
+from captioning.captioner import Captioner
+from captioning.config import LENGTH_PENALTY
 from captioning.encoders import require_same_encoder
+from captioning.errors import InputError, log
 from captioning.features import MADE_BY, FeatureCache
-from captioning.files import InputError
+from captioning.metrics import CiderD, scoring_tokens
 from captioning.prepared import Prepared
-from captioning.report import CaptionedImage, Report
 
 PROTOCOL = (
     "raw references, lower-cased, punctuation removed, no start, end or unknown tokens; "
     "corpus BLEU with the closest reference length; CIDEr-D with document frequencies of the "
     "split's references; all x 100"
 )
+SAME_PICTURE = 4  # bits of 64 by which the hashes of two copies of a picture differ at most
+LEAST_UNSEEN = 0.1  # of a split must not be among the training images
+TYPICAL_CANDIDATES, TYPICAL_IMAGES = 200, 1000  # of the search for the constant caption
+SIMILARITY_ROWS = 1024  # images compared with all training images at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +37,13 @@ class Evaluation:
 
     Attributes:
         split: its name.
-        images: file names of its readable images.
-        captions: the model's, one an image.
+        images: file names of the images that were scored.
+        captions: the model's, one per image.
         references: raw captions of each image.
         scores: metric -> score x 100.
         cider_d: float (images,), x 100.
-        rows: name -> scores, of the baselines that the split has captions enough for.
-        floor: the one caption for all.
+        rows: baseline -> scores.
+        floor: the constant caption.
         diversity: see `captioning.metrics.diversity`.
     """
 
@@ -54,44 +66,47 @@ def evaluate(
     beam_width: int = 1,
     length_penalty: float = LENGTH_PENALTY,
 ) -> Evaluation:
-    """Caption `split` and score the captions, with METEOR where Java is there.
+    """Caption `split` and score the captions.
+
+    Images that the model was trained on are left out and reported, unless `split` is "train".
 
     Raises:
-        InputError: the split or its features are missing, or of another encoder.
+        InputError: the split or its features are missing or of another encoder, or nearly all of
+            its images were trained on.
     """
     require_same_encoder(cache.folder, cache.encoder, captioner.checkpoint.encoder)
-    readable = {name for name in cache.images if name not in cache.failed}
-    listed = zip(prepared.images(split), prepared.references(split), strict=True)
-    known = [(name, captions) for name, captions in listed if name in readable]
-    if not known:
+    references = dict(zip(prepared.images(split), prepared.references(split), strict=True))
+    images = [name for name in references if name in set(cache.images) - cache.failed.keys()]
+    if not images:
         raise InputError(
             f"{cache.folder}: has no image of the {split} split; run {MADE_BY} again for this data"
         )
-    names, references = map(list, zip(*known, strict=True))
-    captions = captioner.caption_cached(cache, names, beam_width, length_penalty)
+    images = _unseen(captioner, cache, images, split)
+    captions = captioner.caption_cached(cache, images, beam_width, length_penalty)
+    references = [references[name] for name in images]
     training = prepared.references("train") if "train" in prepared.splits else []
-    rows, floor = {}, ""
+    floor, rows = "", {}
     if training:
-        floor = baselines.typical_caption(training)
-        rows["one caption for all"] = metrics.score(references, [floor] * len(references))
+        floor = constant_caption(training)
+        rows["constant caption"] = metrics.score(references, [floor] * len(references))
     if len(captions) > 1:
-        rows["images shuffled"] = metrics.score(references, baselines.shuffled(captions, seed=0))
+        rows["images shuffled"] = metrics.score(references, shuffled(captions, seed=0))
     if training and split != "train":
         train_rows = cache.rows(prepared.images("train"))
-        nearest = baselines.nearest_training_captions(
+        nearest = nearest_training_captions(
             cache.pooled[train_rows[train_rows >= 0]],
             [training[place] for place in np.flatnonzero(train_rows >= 0)],
-            cache.pooled[cache.rows(names)],
+            cache.pooled[cache.rows(images)],
         )
         rows["nearest training image"] = metrics.score(references, nearest)
     if min(map(len, references)) > 1:
-        rows["one person against the others"] = baselines.one_against_the_others(references)
+        rows["one person against the others"] = one_against_the_others(references)
     return Evaluation(
         split,
-        names,
+        images,
         captions,
         references,
-        metrics.score(references, captions, with_meteor=True),
+        metrics.score(references, captions, with_meteor=prepared.tokenizer == "words"),
         metrics.cider_d_per_image(references, captions),
         rows,
         floor,
@@ -99,46 +114,118 @@ def evaluate(
     )
 
 
-def build_report(
-    result: Evaluation,
-    facts: dict[str, str],
-    captioner: Captioner,
-    prepared: Prepared,
-    cache: FeatureCache,
-) -> Report:
-    """What `captioning.report.write_report` shows of an evaluated split.
+def _unseen(captioner: Captioner, cache: FeatureCache, images: list[str], split: str) -> list[str]:
+    """Those of `images` whose picture the model was not trained on."""
+    trained = captioner.checkpoint.facts.get("training pictures", [])
+    trained = np.array([int(picture, 16) for picture in trained], np.uint64)
+    hashes = np.array([int(picture, 16) for picture in cache.pictures(images)], np.uint64)
+    is_seen = [bool((np.bitwise_count(trained ^ value) <= SAME_PICTURE).any()) for value in hashes]
+    if not any(is_seen):
+        return images
+    if split == "train":
+        log(f"{sum(is_seen):,} of {len(images):,} images were trained on: no measure of quality")
+        return images
+    unseen = [image for image, seen in zip(images, is_seen, strict=True) if not seen]
+    if len(unseen) < LEAST_UNSEEN * len(images):
+        raise InputError(
+            f"{sum(is_seen):,} of the {len(images):,} {split} images were in the model's training "
+            "data; a score would measure memory. Use a model that was trained on these splits"
+        )
+    log(f"{sum(is_seen):,} of {len(images):,} images are left out: the model was trained on them")
+    return unseen
+
+
+# --- baselines ------------------------------------------------------------------------------------
+
+
+def constant_caption(training_captions: Sequence[Sequence[str]]) -> str:
+    """The training caption that serves best for all images.
+
+    Of the 200 captions that occur most often word for word, the one with the highest mean CIDEr-D
+    over 1,000 training images, evenly spaced.
 
     Args:
-        result: the evaluation.
-        facts: how the scores came about, in words.
-        captioner: its checkpoint gives the training curves; where it has attention, the page
-            shows where the model looked.
-        prepared: tells where the images lie.
-        cache: the features that were captioned.
+        training_captions: for each training image, its captions as written.
+
+    Returns:
+        The caption as it is scored: lower case, no punctuation.
     """
-    shape = captioner.model.config.feature_shape
-    images = []
-    for place, name in enumerate(result.images):
-        caption, attention = result.captions[place], None
-        if captioner.has_attention and caption:
-            features = read_features(cache, cache.rows([name]), shape)
-            attention = captioner.attention(features, [caption])[0]
-        images.append(
-            CaptionedImage(
-                name,
-                prepared.image_folder / name,
-                caption,
-                result.references[place],
-                float(result.cider_d[place]),
-                caption.split() if attention is not None else (),
-                attention,
-            )
+    captions = [[scoring_tokens(caption) for caption in image] for image in training_captions]
+    step = -(-len(captions) // TYPICAL_IMAGES)
+    images = range(len(captions[::step]))
+    scorer = CiderD(captions[::step], captions)
+    occurrences = Counter(tuple(caption) for image in captions for caption in image)
+    candidates = [caption for caption, _ in occurrences.most_common(TYPICAL_CANDIDATES)]
+    best = max(candidates, key=lambda words: scorer.scores(images, [words] * len(images)).mean())
+    return " ".join(best)
+
+
+def nearest_training_captions(
+    train_features: np.ndarray, train_captions: Sequence[Sequence[str]], features: np.ndarray
+) -> list[str]:
+    """Copy for each image a caption of the most similar training image (cosine similarity).
+
+    Of that image's captions the consensus is copied: the one with the highest CIDEr-D against all
+    of them, n-grams weighted by the training captions.
+
+    Args:
+        train_features: pooled features of the training images, (n, channels).
+        train_captions: for each training image, its captions as written.
+        features: pooled features of the images to caption, (m, channels).
+
+    Returns:
+        m captions, as written.
+    """
+    scorer = CiderD([[scoring_tokens(caption) for caption in image] for image in train_captions])
+    nearest = nearest_rows(train_features, features)
+    consensus = {}
+    for image in set(nearest):
+        tokens = [scoring_tokens(caption) for caption in train_captions[image]]
+        best = scorer.scores([image] * len(tokens), tokens).argmax()
+        consensus[image] = train_captions[image][best]
+    return [consensus[image] for image in nearest]
+
+
+def nearest_rows(candidates: np.ndarray, queries: np.ndarray) -> list[int]:
+    """For each row of `queries`, the row of `candidates` with the highest cosine similarity."""
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows, np.float32)
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+
+    candidates, nearest = unit(candidates), []
+    for start in range(0, len(queries), SIMILARITY_ROWS):
+        similarities = unit(queries[start : start + SIMILARITY_ROWS]) @ candidates.T
+        nearest += similarities.argmax(axis=1).tolist()
+    return nearest
+
+
+def shuffled(captions: Sequence[str], seed: int) -> list[str]:
+    """Move captions to other images at random, so that none stays: along one random circle."""
+    circle = np.random.default_rng(seed).permutation(len(captions))
+    moved = list(captions)
+    for image, predecessor in zip(circle, np.roll(circle, 1), strict=True):
+        moved[image] = captions[predecessor]
+    return moved
+
+
+def one_against_the_others(references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Score one person's captions against the others': the mean over leaving each one out.
+
+    Where images have different numbers of captions, as many are left out in turn as every image
+    has.
+
+    Args:
+        references: for each image at least two captions, as written.
+
+    Returns:
+        Metric name -> mean score, as :func:`captioning.metrics.score` without METEOR.
+    """
+    rounds = [
+        metrics.score(
+            [[*captions[:person], *captions[person + 1 :]] for captions in references],
+            [captions[person] for captions in references],
         )
-    return Report(
-        f"Captions of the {result.split} split",
-        facts,
-        [("this model", result.scores), *result.rows.items()],
-        result.diversity,
-        [{**row, "minutes": None} for row in captioner.checkpoint.facts.get("history", [])],
-        images,
-    )
+        for person in range(min(map(len, references)))
+    ]
+    return {name: sum(scores[name] for scores in rounds) / len(rounds) for name in rounds[0]}

@@ -1,35 +1,59 @@
-"""The on-disk cache of image features: resumable, memory-mapped, the same bytes every time.
+"""The cache of image features: memory-mapped, resumable, and aware of changed images.
 
 A cache is a folder:
 
-    index.json     the encoder, the images in row order, the pictures that could not be read
+    index.json     the encoder, the images in row order, the state of each image's file
     pooled.npy     float32 (images, channels): the mean over the grid
-    grid.npy       float16 (images, rows, columns, channels), where it was asked for
+    grid.npy       float16 (images, rows, columns, channels), if it was asked for
 
-While it is being made the arrays are called `*.npy.part` and `progress.json` says how many rows
-are safely on disk; a run that was killed goes on from there.
+The index says of each row which file it was made from (size, time of change, digest), or that it
+is still to be encoded; so a run that was killed resumes, and a later run encodes what has changed.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
+import hashlib
+import io
 import math
 import mmap
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
+from PIL import Image
+from tqdm.auto import tqdm
 
-from captioning.encoders import Encoder, encode_images, load_image, require_same_encoder
-from captioning.files import InputError, exclusive, read_json, write_error, write_json
+from captioning.encoders import Encoder, require_same_encoder
+from captioning.errors import InputError
+from captioning.files import locked, read_json, write_error, write_json
+from captioning.images import load_image
 
-VERSION = 1
-BATCH_SIZE = 8  # on processors, more is not faster, and one pass is how long Ctrl-C may wait
+VERSION = 2
+BATCH_SIZE = 8  # larger is not faster on a CPU
 SAVE_SECONDS = 5.0  # at most this much work is lost when the process is killed
 MADE_BY = "image_extraction.ipynb"
+MIRRORED = "-mirrored"
+
+
+class FileState(NamedTuple):
+    """What a row was made from.
+
+    Attributes:
+        size, changed: bytes of the file, and its time of modification (ns).
+        digest: of its bytes; the same for a copy or a renamed file.
+        picture: see `picture_hash`; nearly the same for a recompressed copy.
+    """
+
+    size: int
+    changed: int
+    digest: str
+    picture: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +61,12 @@ class FeatureCache:
     """A finished cache.
 
     Attributes:
-        folder: where it lies.
-        encoder: what `Encoder.describe` gave; see `require_same_encoder`.
+        folder: where it is.
+        encoder: `Encoder.to_json`, see `require_same_encoder`.
         mirrored: whether the images were flipped left to right.
         images: file names; row r of the arrays belongs to images[r].
-        failed: file name -> reason, for the pictures that could not be read (their rows are zero).
+        files: the state of each image's file; None for one that could not be read.
+        failed: file name -> reason, for the images that could not be read (their rows are zero).
         pooled: float32 (images, channels), memory-mapped.
         grid: float16 (images, rows, columns, channels), memory-mapped, or None.
     """
@@ -50,23 +75,27 @@ class FeatureCache:
     encoder: dict
     mirrored: bool
     images: list[str]
+    files: list[FileState | None] = dataclasses.field(repr=False)
     failed: dict[str, str]
     pooled: np.ndarray = dataclasses.field(repr=False)
     grid: np.ndarray | None = dataclasses.field(repr=False)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike) -> "FeatureCache":
-        """Open a finished cache.
+    def open(cls, folder: str | os.PathLike, unfinished: bool = False) -> "FeatureCache":
+        """Open a cache.
 
         Raises:
-            InputError: it is missing, unfinished, damaged or of another version.
+            InputError: it is missing, damaged, of another version, or unfinished (unless that is
+                allowed).
         """
         folder = Path(folder)
-        if not (folder / "index.json").exists() and (folder / "progress.json").exists():
-            raise InputError(f"{folder}: unfinished; run {MADE_BY} again, it goes on where it was")
-        index = _read_record(folder / "index.json")
+        index = read_json(folder / "index.json", MADE_BY)
+        if index.get("version") != VERSION:
+            raise InputError(f"{folder}: not features of version {VERSION}; run {MADE_BY} again")
+        if not index["complete"] and not unfinished:
+            raise InputError(f"{folder}: unfinished; run {MADE_BY} again, it resumes")
         arrays = {
-            name: _open_array(folder / f"{name}.npy", shape, dtype, "r")
+            name: _open_array(folder / f"{name}.npy", shape, dtype)
             for name, (shape, dtype) in array_layout(index).items()
         }
         return cls(
@@ -74,6 +103,7 @@ class FeatureCache:
             index["encoder"],
             index["mirrored"],
             index["images"],
+            [FileState(*state) if state else None for state in index["files"]],
             index["failed"],
             arrays["pooled"],
             arrays.get("grid"),
@@ -89,35 +119,86 @@ class FeatureCache:
         missing = [image for image in images if image not in row_of]
         if missing:
             raise InputError(
-                f"{self.folder}: {len(missing)} images are not in it, {missing[0]} among them; "
+                f"{self.folder}: {len(missing)} images are not in it, such as {missing[0]}; "
                 f"run {MADE_BY} again for this data set"
             )
         return np.array(
             [-1 if image in self.failed else row_of[image] for image in images], np.int64
         )
 
+    def pictures(self, images: Sequence[str]) -> list[str]:
+        """The perceptual hashes of those of `images` that could be read."""
+        states = (self.files[row] for row in self.rows(images) if row >= 0)
+        return [state.picture for state in states]
 
-def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Copy rows of a memory-mapped array, each read from the disk at one go.
+    def read(self, rows: np.ndarray, feature_shape: tuple[int, ...]) -> np.ndarray:
+        """Features as a model takes them, in the type of the cache: (rows, *feature_shape).
 
-    A system that is asked for a page reads ahead, up to megabytes that nobody wants where rows are
-    drawn at random. Told what is wanted, it reads that and no more.
-    """
+        Raises:
+            InputError: the model needs the grid, and the cache has none.
+        """
+        array = self.pooled if len(feature_shape) == 1 else self.grid
+        if array is None:
+            raise InputError(
+                f"{self.folder}: has pooled features only, and attention needs the grid; run "
+                f"{MADE_BY} again with keep_grid = True"
+            )
+        _advise(array, rows)
+        return array[rows].reshape(len(rows), *feature_shape)
+
+
+def _advise(array: np.memmap, rows: np.ndarray) -> None:
+    """madvise(WILLNEED) on rows before reading them: random reads else read ahead megabytes."""
     mapped = array.base
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):
         size, start = array[0].nbytes, array.offset % mmap.ALLOCATIONGRANULARITY
         for row in rows.tolist():
             begin = start + row % len(array) * size
             page = begin - begin % mmap.PAGESIZE
-            with contextlib.suppress(OSError):  # it is advice, which a system need not take
+            with contextlib.suppress(OSError):
                 mapped.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
-    return array[rows]
 
 
 def cache_folder(prepared: str | os.PathLike, encoder_name: str, mirrored: bool = False) -> Path:
-    """Where the features of an encoder lie in a prepared folder."""
+    """Where the features of an encoder are in a prepared folder."""
     name = Path(encoder_name).stem if encoder_name.endswith(".keras") else encoder_name
-    return Path(prepared) / "features" / (name + ("-mirrored" if mirrored else ""))
+    return Path(prepared).expanduser() / "features" / (name + (MIRRORED if mirrored else ""))
+
+
+def open_caches(
+    data: str | os.PathLike, encoder: str | None = None, mirrored: bool = True
+) -> list[FeatureCache]:
+    """The feature cache of a prepared folder, then that of the mirrored images if it exists.
+
+    Args:
+        data: the prepared folder.
+        encoder: whose features; may be None if the folder has those of one encoder.
+        mirrored: whether to look for the features of the mirrored images.
+
+    Raises:
+        InputError: there is no such cache, or there are several to choose from.
+    """
+    if encoder is None:
+        place = Path(data, "features")
+        names = [path.parent.name for path in sorted(place.glob("*/index.json"))]
+        names = [name for name in names if not name.endswith(MIRRORED)]
+        if len(names) > 1:
+            raise InputError(f"{place}: features of {', '.join(names)}; choose with --encoder")
+        if not names:
+            raise InputError(f"{place}: no features; run {MADE_BY} first (or merge its shards)")
+        encoder = names[0]
+    caches = [FeatureCache.open(cache_folder(data, encoder))]
+    mirror = cache_folder(data, encoder, mirrored=True)
+    if mirrored and (mirror / "index.json").exists():
+        caches.append(FeatureCache.open(mirror))
+        require_same_encoder(mirror, caches[1].encoder, caches[0].encoder)
+    return caches
+
+
+def picture_hash(pixels: np.ndarray) -> str:
+    """64-bit perceptual hash (difference hash) of pixels (height, width, 3), as 16 hex digits."""
+    small = np.asarray(Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.BOX))
+    return np.packbits(small[:, 1:] > small[:, :-1]).tobytes().hex()
 
 
 def extract_features(
@@ -130,18 +211,16 @@ def extract_features(
     keep_grid: bool = True,
     batch_size: int = BATCH_SIZE,
 ) -> FeatureCache:
-    """Encode `images` into the cache `folder`, going on where a stopped run was.
+    """Encode `images` into the cache `folder`; what it holds already of the same files is kept.
 
-    Pictures are read by a pool of threads while the CNN works on the batch before. A picture that
-    cannot be read is recorded with the reason, and the rest goes on. A finished cache of the same
-    images is returned as it is (remove the folder to give unreadable pictures another try); one of
-    more or fewer images is made anew, one of quite other images is refused. On Ctrl-C what is done
-    is saved before KeyboardInterrupt goes on its way.
+    Threads read the images while the CNN works on the previous batch. An image that cannot be
+    read is recorded with the reason, and tried again by the next run. On Ctrl-C, completed rows
+    are saved, then KeyboardInterrupt is re-raised.
 
     Args:
         folder: the cache; see `cache_folder`.
-        image_folder: where the image files lie.
-        images: file names, one a row.
+        image_folder: where the image files are.
+        images: file names, one per row.
         encoder: the CNN.
         mirrored: flip every image left to right.
         keep_grid: also keep the grid before pooling (rows x columns times larger).
@@ -149,245 +228,214 @@ def extract_features(
 
     Raises:
         InputError: no image can be read, or the folder is in use by another run, holds features
-            of another encoder, is full or cannot be written.
+            of another encoder or other data, is full or cannot be written.
     """
     folder, image_folder, images = Path(folder), Path(image_folder), list(images)
-    if not image_folder.is_dir():
-        raise InputError(f"{image_folder}: no such folder of images")
-    if not images:
+    if not image_folder.is_dir() or not images:
         raise InputError(f"{image_folder}: no images to encode")
-    if len(set(images)) != len(images):
-        raise InputError(f"{folder}: an image is listed twice")
-    plan = {
-        "version": VERSION,
-        "encoder": encoder.describe(),
-        "mirrored": mirrored,
-        "has_grid": keep_grid,
-        "images": images,
-    }
-    with exclusive(folder):
-        finished = _recorded(folder / "index.json", plan)
-        if not finished and not keep_grid:  # a cache that also has the grid will do
-            finished = _recorded(folder / "index.json", {**plan, "has_grid": True})
-        if finished:
-            with contextlib.suppress(InputError):  # arrays gone or damaged: make them anew
-                cache = FeatureCache.open(folder)
-                (folder / "progress.json").unlink(missing_ok=True)
-                return cache
-        _fill(folder, image_folder, plan, encoder, batch_size)
+    with locked(folder):
+        old = None
+        with contextlib.suppress(InputError):
+            old = FeatureCache.open(folder, unfinished=True)
+        plan = {
+            "version": VERSION,
+            "complete": False,
+            "encoder": encoder.to_json(),
+            "mirrored": mirrored,
+            "has_grid": keep_grid,
+            "images": images,
+            "files": [None] * len(images),
+            "failed": {},
+        }
+        if old:
+            require_same_encoder(folder, old.encoder, plan["encoder"])
+            if keep_grid and old.grid is None:
+                old = None
+        arrays = _start(folder, image_folder, plan, old)
+        _fill(folder, image_folder, plan, arrays, encoder, batch_size)
         return FeatureCache.open(folder)
 
 
-def _fill(folder: Path, image_folder: Path, plan: dict, encoder: Encoder, batch_size: int) -> None:
-    """Encode what is still to do, save from time to time, and give the files their names.
+def array_layout(plan: dict) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Name -> (shape, dtype) of the arrays in a cache."""
+    rows, grid_shape = len(plan["images"]), plan["encoder"]["grid_shape"]
+    layout = {"pooled": ((rows, grid_shape[-1]), np.float32)}
+    if plan["has_grid"]:
+        layout["grid"] = ((rows, *grid_shape), np.float16)
+    return layout
 
-    The order on disk is what makes it safe to be killed: rows, then the count of rows that are
-    there, then the final names, and last the index, without which a cache is unfinished.
+
+def _start(folder: Path, image_folder: Path, plan: dict, old: FeatureCache | None) -> dict:
+    """The arrays to fill; rows of unchanged files are in place, and `plan` says which."""
+    kept = _unchanged_rows(image_folder, plan, old) if old else {}
+    in_place = old and old.images == plan["images"] and (old.grid is not None) == plan["has_grid"]
+    if in_place and all(row == source for row, source in kept.items()):
+        write_json(folder / "index.json", plan, indent=None)  # before a row is overwritten
+        return {
+            name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+")
+            for name in array_layout(plan)
+        }
+    arrays = new_arrays(folder, plan)
+    for name, array in arrays.items():
+        for row, source in kept.items():
+            array[row] = getattr(old, name)[source]
+        array.flush()
+    (folder / "index.json").unlink(missing_ok=True)
+    for name in arrays:
+        (folder / f"{name}.npy.part").replace(folder / f"{name}.npy")
+    write_json(folder / "index.json", plan, indent=None)
+    return arrays
+
+
+def _unchanged_rows(image_folder: Path, plan: dict, old: FeatureCache) -> dict[int, int]:
+    """Row -> row of `old` that was made from the same bytes; notes the files in `plan`."""
+    by_name = {image: row for row, image in enumerate(old.images)}
+    by_digest = {state.digest: row for row, state in enumerate(old.files) if state}
+    kept = {}
+    for row, image in enumerate(plan["images"]):
+        source = by_name.get(image)
+        state = old.files[source] if source is not None else None
+        try:
+            now = (image_folder / image).stat()
+            if state is None or (state.size, state.changed) != (now.st_size, now.st_mtime_ns):
+                source = by_digest.get(_digest((image_folder / image).read_bytes()))
+                state = old.files[source] if source is not None else None
+        except OSError:
+            continue
+        if state is not None:
+            kept[row] = source
+            plan["files"][row] = state._replace(size=now.st_size, changed=now.st_mtime_ns)
+    return kept
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _fill(folder, image_folder: Path, plan: dict, arrays: dict, encoder, batch_size: int) -> None:
+    """Encode the rows that are still to do, and save from time to time.
+
+    The order on disk makes it safe to be killed: first the rows, then the index that has them.
     """
-    images, names = plan["images"], list(array_layout(plan))
-    arrays, done, failed = _start(folder, plan)
+    todo = [row for row, state in enumerate(plan["files"]) if state is None]
 
-    def save() -> None:
+    def save(complete: bool = False) -> None:
         try:
             for array in arrays.values():
                 array.flush()
         except OSError as error:
             raise write_error(folder, error) from error
-        write_json(folder / "progress.json", {**plan, "done": done, "failed": failed}, indent=None)
+        write_json(folder / "index.json", {**plan, "complete": complete}, indent=None)
 
-    batches = _batches(image_folder, images[done:], batch_size, encoder, plan["mirrored"])
-    name = Path(encoder.name).stem
-    bar = tqdm(total=len(images), initial=done, unit="image", desc=name, mininterval=0.5)
+    names = [plan["images"][row] for row in todo]
+    batches = _batches(image_folder, names, batch_size, encoder, plan["mirrored"])
+    bar = tqdm(total=len(todo), unit="image", desc=Path(encoder.name).stem, disable=not todo)
     try:
         with bar, contextlib.closing(batches):
             saved_at = time.monotonic()
-            for grid, unread in batches:
-                for offset, reason in unread.items():
-                    failed[images[done + offset]] = reason
-                rows = slice(done, done + len(grid))
-                for name in names:
-                    _store(arrays[name], rows, grid if name == "grid" else grid.mean((1, 2)))
-                done += len(grid)
-                bar.update(len(grid))
+            for grid, results in batches:
+                rows, todo = todo[: len(grid)], todo[len(grid) :]
+                for row, result in zip(rows, results, strict=True):
+                    if isinstance(result, FileState):
+                        plan["files"][row] = result
+                    else:
+                        plan["failed"][plan["images"][row]] = result
+                if np.abs(grid).max() > np.finfo(np.float16).max or np.isnan(grid).any():
+                    raise InputError("the encoder's features are NaN or too large for float16")
+                arrays["pooled"][rows] = grid.mean((1, 2))
+                if "grid" in arrays:
+                    arrays["grid"][rows] = grid
+                bar.update(len(rows))
                 if time.monotonic() - saved_at > SAVE_SECONDS:
                     save()
                     saved_at = time.monotonic()
     except KeyboardInterrupt:
         save()
         raise
-    if len(failed) == len(images):
-        (folder / "progress.json").unlink(missing_ok=True)
+    if not any(plan["files"]):
+        image, problem = next(iter(plan["failed"].items()))
         raise InputError(
-            f"{image_folder}: none of the {len(images)} images can be read; "
-            f"{images[0]}: {failed[images[0]]}"
+            f"{image_folder}: none of the {len(plan['images'])} images can be read; {image}: {problem}"
         )
-    save()
-    finish_arrays(folder, plan, failed)
-    (folder / "progress.json").unlink()
-
-
-def finish_arrays(folder: Path, plan: dict, failed: dict[str, str]) -> None:
-    """Give the filled arrays their names, and last the index, which makes them a cache."""
-    for name in array_layout(plan):
-        (folder / f"{name}.npy.part").replace(folder / f"{name}.npy")
-    write_json(folder / "index.json", {**plan, "failed": failed}, indent=None)
+    save(complete=True)
 
 
 def _batches(
     image_folder: Path, images: list[str], batch_size: int, encoder: Encoder, mirrored: bool
-) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
-    """Yield (grid, {row in the batch: why it could not be read}), reading a batch ahead.
+) -> Iterator[tuple[np.ndarray, list[FileState | str]]]:
+    """Yield (grid, the state of each file or why it could not be read), reading one batch ahead.
 
-    A grid is float32 (batch, rows, columns, channels); rows that could not be read are zero.
+    A grid is float32 (batch, rows, columns, channels); rows that could not be read are zero. The
+    CNN always sees `batch_size` images: its rounding may depend on that.
     """
     size = encoder.image_size
 
-    def read(name: str) -> np.ndarray | str:
+    def read(name: str) -> tuple[FileState, np.ndarray] | str:
         path = image_folder / name
         try:
-            pixels = load_image(path, size)
-            return pixels[:, ::-1] if mirrored else pixels
+            status, data = path.stat(), path.read_bytes()
+            pixels = load_image(io.BytesIO(data), size)
+        except OSError as error:
+            return error.strerror or str(error)
         except InputError as error:
-            return str(error).removeprefix(f"{path}: ")
+            return str(error).removeprefix("the picture: ")
+        state = FileState(status.st_size, status.st_mtime_ns, _digest(data), picture_hash(pixels))
+        return state, pixels[:, ::-1] if mirrored else pixels
 
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
 
-    def submit(start: int) -> list[concurrent.futures.Future]:
-        return [pool.submit(read, name) for name in images[start : start + batch_size]]
+        def submit(start: int) -> list[concurrent.futures.Future]:
+            return [pool.submit(read, name) for name in images[start : start + batch_size]]
 
-    try:
-        ahead = submit(0)
-        for start in range(0, len(images), batch_size):
-            results = [future.result() for future in ahead]
-            unread = {row: text for row, text in enumerate(results) if isinstance(text, str)}
-            pixels = np.zeros((len(results), size, size, 3), np.uint8)
-            for row, result in enumerate(results):
-                if row not in unread:
-                    pixels[row] = result
-            ahead = submit(start + batch_size)  # not before: the readers would hold Python up
-            grid = encode_images(encoder, pixels)
-            grid[list(unread)] = 0
-            yield grid, unread
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _store(array: np.ndarray, rows: slice, features: np.ndarray) -> None:
-    with np.errstate(over="ignore"):
-        array[rows] = features
-    if not np.isfinite(array[rows]).all():
-        raise InputError(f"the encoder gives features that are no numbers or beyond {array.dtype}")
-
-
-def array_layout(plan: dict) -> dict[str, tuple[tuple[int, ...], type]]:
-    """Name -> (shape, dtype) of the arrays in a cache."""
-    count, grid_shape = len(plan["images"]), plan["encoder"]["grid_shape"]
-    layout = {"pooled": ((count, grid_shape[-1]), np.float32)}
-    if plan["has_grid"]:
-        layout["grid"] = ((count, *grid_shape), np.float16)
-    return layout
-
-
-def _start(folder: Path, plan: dict) -> tuple[dict[str, np.memmap], int, dict[str, str]]:
-    """The arrays to fill, how many rows are in them, and the failures so far."""
-    progress = _recorded(folder / "progress.json", plan)
-    if progress:
-        with contextlib.suppress(InputError):  # arrays gone or damaged: make them anew
-            return _reopen_arrays(folder, plan), progress["done"], progress["failed"]
-    remove_arrays(folder)
-    return new_arrays(folder, plan), 0, {}
-
-
-def remove_arrays(folder: Path) -> None:
-    """Clear a cache for new arrays; what vouches for the old ones goes before them."""
-    arrays = (*folder.glob("*.npy"), *folder.glob("*.npy.part"))
-    for path in (folder / "progress.json", folder / "index.json", *arrays):
-        path.unlink(missing_ok=True)
-
-
-def _reopen_arrays(folder: Path, plan: dict) -> dict[str, np.memmap]:
-    arrays = {}
-    for name, (shape, dtype) in array_layout(plan).items():
-        part, finished = folder / f"{name}.npy.part", folder / f"{name}.npy"
-        if finished.exists():
-            finished.replace(part)  # killed between the final names and the index
-        arrays[name] = _open_array(part, shape, dtype, "r+")
-    return arrays
+        try:
+            ahead = submit(0)
+            for start in range(0, len(images), batch_size):
+                results = [future.result() for future in ahead]
+                pixels = np.zeros((batch_size, size, size, 3), np.uint8)
+                for row, result in enumerate(results):
+                    if not isinstance(result, str):
+                        pixels[row] = result[1]
+                ahead = submit(start + batch_size)
+                grid = encoder.encode(pixels)[: len(results)]
+                grid[[isinstance(result, str) for result in results]] = 0
+                yield grid, [r if isinstance(r, str) else r[0] for r in results]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def new_arrays(folder: Path, plan: dict) -> dict[str, np.memmap]:
-    """Make the arrays of `plan` under their unfinished names, their space on the disk reserved.
+    """Create the arrays of `plan` as `*.npy.part`, their disk space reserved.
 
     Raises:
         InputError: there is not enough space.
     """
     arrays, layout = {}, array_layout(plan)
+    needed = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     for name, (shape, dtype) in layout.items():
         path = folder / f"{name}.npy.part"
         try:
             arrays[name] = np.lib.format.open_memmap(path, "w+", dtype, shape)
-            # reserve the space now: a full disk is an error here, not a crash in mid-run
-            with path.open("rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            size = path.stat().st_size
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash later
+                with path.open("rb+") as file:
+                    os.posix_fallocate(file.fileno(), 0, size)
+            elif shutil.disk_usage(folder).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            for part in folder.glob("*.npy.part"):
-                part.unlink()
-            needed = sum(
-                math.prod(shape) * np.dtype(kind).itemsize for shape, kind in layout.values()
-            )
+            for part in layout:
+                (folder / f"{part}.npy.part").unlink(missing_ok=True)
             raise write_error(path, error, needed) from None
     return arrays
 
 
-def _open_array(path: Path, shape: tuple[int, ...], dtype: type, mode: str) -> np.memmap:
+def _open_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     try:
-        array = np.lib.format.open_memmap(path, mode)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; run {MADE_BY} again") from None
+        array = np.lib.format.open_memmap(path, "r")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}); run {MADE_BY} again") from None
+        raise InputError(f"{path}: cannot be read ({error}); run {MADE_BY} again") from None
     if array.shape != shape or array.dtype != dtype:
         raise InputError(
             f"{path}: holds {array.dtype} {array.shape}, its index says "
             f"{np.dtype(dtype)} {shape}; run {MADE_BY} again"
         )
     return array
-
-
-def _read_record(path: Path) -> dict:
-    """Read `index.json` or `progress.json`.
-
-    Raises:
-        InputError: it is missing, damaged or of another version.
-    """
-    record = read_json(path, MADE_BY)
-    kinds = {"encoder": dict, "mirrored": bool, "has_grid": bool, "images": list, "failed": dict}
-    if (
-        not isinstance(record, dict)
-        or record.get("version") != VERSION
-        or not all(isinstance(record.get(key), kind) for key, kind in kinds.items())
-        or not {"name", "image_size", "grid_shape", "fingerprint"} <= set(record["encoder"])
-    ):
-        raise InputError(f"{path}: no feature index of version {VERSION}; run {MADE_BY} again")
-    return record
-
-
-def _recorded(path: Path, plan: dict) -> dict | None:
-    """What `path` records, if it is of this plan; None if it is not, or cannot be used.
-
-    Raises:
-        InputError: it is of another encoder, or of another data set, whose features are not to be
-            lost for a wrong folder name.
-    """
-    try:
-        record = _read_record(path)
-    except InputError:
-        return None
-    require_same_encoder(path.parent, record["encoder"], plan["encoder"])
-    if set(record["images"]).isdisjoint(plan["images"]):
-        raise InputError(
-            f"{path.parent}: holds features of another data set ({len(record['images']):,} images, "
-            f"{record['images'][0]} among them);\nchoose another folder, or remove this one"
-        )
-    same = all(record[key] == plan[key] for key in ("images", "mirrored", "has_grid"))
-    return record if same else None

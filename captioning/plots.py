@@ -1,130 +1,189 @@
-"""Figures: one look for all of them, pictures in a grid, and maps of vectors.
+"""Every figure of the project: training curves, captioned pictures, attention, maps of vectors."""
 
-The functions draw; choosing what to draw, titles and units are the caller's.
-"""
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
 
-from collections.abc import Callable, Iterable, Sequence
-
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib import font_manager
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.transforms import Bbox
+from PIL import Image
 
-from captioning.pictures import font_families
+from captioning.files import replacing
 
-BLUE, ORANGE, GREEN, GREY = "#2f6db3", "#e07b39", "#4a9a5b", "#8a8f98"
+BLUE, ORANGE, GREEN, GREY = "#2f6db3", "#b8551a", "#2f7d43", "#8a8f98"
 INK, PALE = "#2b2f36", "#e4e7ec"
 
-STYLE = {
-    "figure.dpi": 80,
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "text.color": INK,
-    "text.parse_math": False,  # a caption's dollar signs are no formulas
-    "figure.titlesize": 11,
-    "figure.titleweight": "bold",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.prop_cycle": mpl.cycler(color=[BLUE, ORANGE, GREEN, GREY]),
-    "axes.grid": True,
-    "grid.color": PALE,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-}
+# Fonts for the scripts that DejaVu Sans, which comes with Matplotlib, does not cover.
+FALLBACKS = (
+    *(f"Noto Sans CJK {region}" for region in ("SC", "JP", "KR", "TC")),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("WenQuanYi Zen Hei", "Unifont", "Noto Sans Devanagari", "Noto Sans Thai"),
+)
+
+# The panels of the training curves: title, unit, and the label of each column of the history.
+PANELS = (
+    ("Loss", "nats per word", {"train_loss": "train, with dropout", "dev_loss": "dev"}),
+    ("CIDEr-D", "score × 100", {"dev_CIDEr-D": "dev, greedy", "reward": "reward, sampled (train)"}),
+    ("BLEU-4, ROUGE-L", "score × 100", {"dev_BLEU-4": "BLEU-4", "dev_ROUGE-L": "ROUGE-L"}),
+)
+
+
+def font_families() -> list[str]:
+    """List the fonts for captions by priority: DejaVu Sans, then the installed fallbacks."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(family for family in FALLBACKS if family in installed)]
 
 
 def use_style() -> None:
-    """Give all figures that follow the project's look."""
-    plt.rcParams.update({**STYLE, "font.family": font_families()})
+    """Draw all figures that follow in the project's style."""
+    plt.rc(("figure", "axes"), titlesize=11, titleweight="bold")
+    plt.rc("figure", dpi=144)
+    plt.rc("figure.constrained_layout", use=True)
+    plt.rc("font", family=font_families())
+    plt.rc("text", color=INK, parse_math=False)  # a dollar sign does not start a formula
+    plt.rc("axes", prop_cycle=plt.cycler(color=[BLUE, ORANGE, GREEN, GREY]), edgecolor=GREY)
+    plt.rc("axes", titlelocation="left", labelcolor=INK, axisbelow=True, grid=True)
+    plt.rc("axes.spines", top=False, right=False)
+    plt.rc("grid", color=PALE)
 
 
-def show_picture(axes: Axes, picture: np.ndarray, title: str = "") -> None:
+def plot_history(history: list[dict], path: str | Path) -> None:
+    """Write the training curves, one row of `history` per epoch, to an image file."""
+    _save(history_figure(history, PANELS), path)
+
+
+@plt.rc_context()
+def history_figure(history: list[dict], panels: tuple[tuple[str, str, dict], ...]) -> plt.Figure:
+    """Draw training curves side by side; best epoch and self-critical epochs are marked."""
+    use_style()
+    epochs = [row["epoch"] for row in history]
+    critical = [row["epoch"] for row in history if row.get("reward") is not None]
+    best = max(history, key=lambda row: (row["dev_CIDEr-D"], -row["dev_loss"]))["epoch"]
+    figure = plt.Figure(figsize=(4.3 * len(panels), 3.6))
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, unit, labels) in zip(grid, panels, strict=True):
+        for name, label in labels.items():
+            values = np.array([row.get(name) for row in history], np.float64)  # None becomes NaN
+            if not np.isnan(values).all():
+                axes.plot(epochs, values, marker=".", label=label)
+        if critical:
+            axes.axvspan(critical[0] - 0.5, critical[-1] + 0.5, color=PALE, label="self-critical")
+        axes.axvline(best, color=INK, linewidth=1, linestyle=":", label=f"best epoch: {best}")
+        axes.set(title=title, xlabel="epoch", ylabel=unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def save_captioned(path: str | Path, pictures: list[np.ndarray], captions: list[str]) -> None:
+    """Write `captioned_sheet` to an image file."""
+    _save(captioned_sheet(pictures, captions), path)
+
+
+@plt.rc_context()
+def captioned_sheet(pictures: list[np.ndarray], captions: list[str]) -> plt.Figure:
+    """Draw pictures, uint8 (height, width, 3) each, in rows from edge to edge, captions below."""
+    use_style()
+    count, gap, size = len(pictures), 0.1, 13 if len(pictures) == 1 else 9
+    rows = -(-count // 5)
+    sheet_width = 5.0 if count == 1 else 3.2 * -(-count // rows)  # inches
+    shapes = np.array([picture.shape[1] / picture.shape[0] for picture in pictures])
+    row_of = ((np.cumsum(shapes) - shapes / 2) / shapes.sum() * rows).astype(int)
+    figure = plt.Figure(layout="none")
+    axes = figure.add_axes((0, 0, 1, 1))  # measured in inches, from the upper left corner
+    top = gap
+    for row in np.unique(row_of):
+        members = np.flatnonzero(row_of == row)
+        height = (sheet_width - gap * (len(members) + 1)) / shapes[members].sum()
+        left, bottom, lines = gap, top + height, 1
+        for i in members:
+            right = left + height * shapes[i]
+            text = textwrap.fill(captions[i], max(1, int((right - left) * 72 / size / 0.52)))
+            axes.imshow(pictures[i], extent=(left, right, bottom, top), aspect="auto")
+            axes.text((left + right) / 2, bottom + gap / 2, text, size=size, ha="center", va="top")
+            left, lines = right + gap, max(lines, text.count("\n") + 1)
+        top = bottom + lines * 1.2 * size / 72 + 2 * gap
+    axes.set(xlim=(0, sheet_width), ylim=(top, 0))
+    axes.set_axis_off()
+    figure.set_size_inches(sheet_width, top)
+    figure.set_dpi(min(figure.dpi, 65_000 / top))  # Matplotlib draws at most 2 ** 16 pixels
+    return figure
+
+
+def save_attention(path: str | Path, picture: np.ndarray, caption: str, maps: np.ndarray) -> None:
+    """Draw where the model looked for each word: there in colour, elsewhere in pale grey.
+
+    `picture` is uint8 (height, width, 3), `maps` float (words of the caption, rows, columns).
+    """
+    grey = 0.5 * picture.mean(axis=-1, keepdims=True) + 80
+    panels = [picture]
+    for weights in maps:
+        light = Image.fromarray(weights.astype(np.float32) / weights.max())
+        light = np.asarray(light.resize(picture.shape[1::-1], Image.Resampling.BICUBIC))[..., None]
+        panels.append((grey + np.clip(light, 0, 1) * (picture - grey)).astype(np.uint8))
+    rows = -(-len(panels) // 5)  # as in captioned_sheet
+    blanks = -len(panels) % rows
+    panels += [np.full_like(picture, 255)] * blanks
+    save_captioned(path, panels, ["", *caption.split(), *[""] * blanks])
+
+
+def _save(figure: plt.Figure, path: str | Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi="figure", format=Path(path).suffix[1:])
+
+
+def show_picture(axes: plt.Axes, picture: np.ndarray, title: str = "") -> None:
     """Show a picture, uint8 (height, width, 3), without ticks and frame."""
     axes.imshow(picture)
     axes.set_axis_off()
     axes.set_title(title, fontsize=9, fontweight="normal", loc="center")
 
 
-def principal_components(vectors: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Project vectors on the directions in which they differ most.
-
-    Args:
-        vectors: (n, dimension).
-        count: how many directions.
-
-    Returns:
-        Coordinates (n, count), and the share of the variance along each direction (count,).
-    """
+def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Project vectors (n, dimension) to points (n, 2); also the fraction of variance per axis."""
     centred = np.asarray(vectors, np.float64) - np.mean(vectors, axis=0)
-    left, lengths, _ = np.linalg.svd(centred, full_matrices=False)
-    missing = max(0, count - len(lengths))  # fewer vectors than directions
-    left, lengths = np.pad(left, ((0, 0), (0, missing))), np.pad(lengths, (0, missing))
-    points = left[:, :count] * lengths[:count]
-    # A direction and its opposite serve alike, and libraries differ in which one they give.
-    signs = np.sign(points[np.abs(points).argmax(axis=0), range(count)])
-    variance = lengths**2
-    shares = variance[:count] / max(variance.sum(), np.finfo(float).tiny)
-    return points * signs, shares
+    variances, directions = np.linalg.eigh(centred.T @ centred)  # in ascending order
+    points = centred @ directions[:, :-3:-1]
+    points *= np.sign(points[np.abs(points).argmax(axis=0), [0, 1]])  # the same on all machines
+    return points, variances[:-3:-1] / max(variances.sum(), np.finfo(float).tiny)
 
 
-def map_axes(axes: Axes, points: np.ndarray, shares: np.ndarray) -> None:
-    """Prepare `axes` for a map of `points` (n, 2) whose axes explain `shares` (2,)."""
+def map_axes(axes: plt.Axes, points: np.ndarray, shares: np.ndarray) -> None:
+    """Prepare `axes` for a map of `points` (n, 2); `shares` (2,) are fractions of the variance."""
     axes.scatter(*points.T, s=9, color=PALE)
-    axes.margins(0.06)
+    axes.set(xticks=[], yticks=[], ylabel=f"second ({shares[1]:.0%})")
     axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
-    axes.set_ylabel(f"second ({shares[1]:.0%})")
-    axes.set_xticks([])
-    axes.set_yticks([])
 
 
-def word_map(axes: Axes, points: np.ndarray, words: Sequence[str], colours: Sequence[str]) -> None:
-    """Write `words` at `points` (n, 2); where two would overlap, the first is written."""
-    texts = [
-        axes.text(x, y, word, color=colour, fontsize=9, ha="center", va="center")
-        for (x, y), word, colour in zip(points, words, colours, strict=True)
-    ]
-    axes.figure.draw_without_rendering()  # text has no size before
-    visible = set(_without_overlap(text.get_window_extent() for text in texts))
-    for index, text in enumerate(texts):
-        text.set_visible(index in visible)
-
-
-def picture_map(
-    axes: Axes, points: np.ndarray, load: Callable[[int], np.ndarray], size: int = 40
-) -> None:
-    """Place small pictures at `points` (n, 2); where two would overlap, the first is shown.
-
-    Args:
-        axes: where to draw.
-        points: the places.
-        load: gives picture i as uint8 (height, width, 3).
-        size: height and width of a picture on the map, in points (1/72 inch).
-    """
-    axes.figure.draw_without_rendering()  # settles the layout, and so the scale
-    pixels = size * axes.figure.dpi / 72
-    centres = axes.transData.transform(points)
-    boxes = (Bbox.from_bounds(x, y, pixels, pixels) for x, y in centres - pixels / 2)
-    for index in _without_overlap(boxes):
-        picture = load(index)
-        image = OffsetImage(picture, zoom=size / max(picture.shape[:2]))
-        axes.add_artist(AnnotationBbox(image, points[index], frameon=False, pad=0))
-
-
-def _without_overlap(boxes: Iterable[Bbox]) -> list[int]:
-    """Choose, first come first served, the indices of boxes that do not overlap."""
-    chosen: list[int] = []
+def word_map(axes: plt.Axes, points: np.ndarray, words: list[str], colours: list[str]) -> None:
+    """Write coloured `words` at `points` (n, 2) or beside them, and those in INK where they fit."""
+    axes.figure.draw_without_rendering()  # settles the layout, and with it the scale
     taken: list[Bbox] = []
-    for index, box in enumerate(boxes):
-        if not any(box.overlaps(other) for other in taken):
-            chosen.append(index)
-            taken.append(box)
-    return chosen
+    for i in sorted(range(len(words)), key=lambda i: colours[i] == INK):
+        style = {"ha": "center", "va": "center", "fontsize": 9, "color": colours[i]}
+        style["arrowprops"] = {"arrowstyle": "-", "color": colours[i], "linewidth": 0.5}
+        text = axes.annotate(words[i], points[i], (0, 0), textcoords="offset pixels", **style)
+        box = text.get_window_extent()
+        for lines in [0] if colours[i] == INK else sorted(range(-20, 21), key=abs):
+            place = box.translated(0, lines * box.height)
+            if not place.count_overlaps(taken):
+                taken.append(place)
+                text.set_position((0, lines * box.height))
+                break
+        else:
+            text.remove()
+
+
+def picture_map(axes: plt.Axes, points: np.ndarray, load: Callable, size: int = 40) -> None:
+    """Show `load(i)`, uint8 (height, width, 3), near points[i]; one per `size` x `size` points."""
+    axes.figure.draw_without_rendering()  # settles the layout, and with it the scale
+    pixels = size * axes.figure.dpi / 72
+    cells = np.round(axes.transData.transform(points) / pixels)
+    cells, firsts = np.unique(cells, axis=0, return_index=True)
+    for centre, i in zip(axes.transData.inverted().transform(cells * pixels), firsts, strict=True):
+        picture = load(i)
+        image = OffsetImage(picture, zoom=0.94 * size / max(picture.shape[:2]))
+        axes.add_artist(AnnotationBbox(image, centre, frameon=False, pad=0))

@@ -1,24 +1,21 @@
 """The prepared folder: what the notebooks hand to train.py and test.py.
 
     prepared/
-      prepared.json           what was prepared and how; written last, so it means "complete"
-      captions/<split>.jsonl  an image a line: {"image": "x.jpg", "captions": ["as written", ...]}
-      tokens/<split>.npz      the captions as word ids, see CaptionTokens
-      vocabulary.json         see captioning.vocabulary
-      embeddings.npy          float32 (words, dimension)
-      embeddings.json         where the vectors came from; written after them
-      features/<encoder>/     see captioning.features
+      prepared.json                what was prepared and how; written last: it means "complete"
+      captions/<split>.jsonl       one image per line: {"image": "x.jpg", "captions": ["...", ...]}
+      tokens/<split>.safetensors   the captions as word ids, see CaptionTokens
+      vocabulary.json              see captioning.vocabulary
+      embeddings.npy               float32 (words, dimension)
+      embeddings.json              where the vectors came from; written after them
+      features/<encoder>/          see captioning.features
 
-Ids mean nothing without their vocabulary: its fingerprint stands beside everything made with it
-and is compared on reading, so that pieces of two runs are never mixed.
+Ids mean nothing without their vocabulary: its fingerprint is stored with everything made from it
+and compared on reading, so files of two runs are never mixed.
 """
 
-import contextlib
 import io
 import json
 import os
-import zipfile
-import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,40 +23,28 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+import safetensors.numpy
+from tqdm.auto import tqdm
 
-from captioning.dataset import CaptionDataset, leads_outside
-from captioning.embeddings import EmbeddingMatrix
+from captioning.errors import InputError, reason
 from captioning.files import (
-    InputError,
-    exclusive,
+    HEADER,
     json_bytes,
+    locked,
     read_json,
-    refuse_bomb,
-    require_file,
-    write_together,
+    read_tensors,
+    replace_together,
 )
-from captioning.vocabulary import END, START, TOKENIZERS, Vocabulary
+from captioning.vocabulary import TOKENIZERS, Vocabulary
 
-VERSION = 1
-MAX_TOKEN_BYTES = 2_000_000_000  # a million captions have 60 MB
+VERSION = 2
 MADE_BY = "caption_extraction.ipynb"
 REMEDY = f"run {MADE_BY} again"
-
-_KEYS = {
-    "layout": str,
-    "image_folder": str,
-    "split_origin": str,
-    "summary": dict,
-    "splits": dict,
-    "vocabulary": str,
-    "parameters": dict,
-}
 
 
 @dataclass(frozen=True)
 class CaptionTokens:
-    """The captions of one split as word ids, end to end; captions without any word are left out.
+    """The captions of one split as word ids, concatenated; captions without a word are left out.
 
     Attributes:
         ids: int32; each caption runs from START to END.
@@ -80,88 +65,84 @@ class CaptionTokens:
         return self.ids[self.offsets[caption] : self.offsets[caption + 1]]
 
 
-def write_captions(
-    folder: str | os.PathLike, dataset: CaptionDataset, vocabulary: Vocabulary, parameters: dict
-) -> None:
+def write_captions(folder, dataset, vocabulary: Vocabulary, max_words: int, parameters: dict):
     """Write all that the captions give: raw captions, tokens, vocabulary, `prepared.json`.
 
-    If it is killed or the disk is full, the folder is as it was or counts as unfinished.
+    If the process is killed or the disk is full, the folder is unchanged or counts as unfinished.
 
     Args:
-        folder: the prepared folder, made if need be; captions of an earlier run are replaced.
-        dataset: the captions and their splits.
-        vocabulary: gives the ids; its tokeniser cuts the captions.
-        parameters: the settings of the run, kept for the reader.
+        folder: the prepared folder; captions of an earlier run are replaced.
+        dataset: a `captioning.datasets.CaptionDataset`.
+        vocabulary: gives the ids; its tokeniser splits the captions.
+        max_words: the longest caption to train on and to decode.
+        parameters: the settings of the run, for the reader.
 
     Raises:
         InputError: the folder cannot be written, or another run is writing it.
     """
     if not os.fspath(folder):
         raise InputError("the prepared folder has no name; give one, such as prepared")
-    with exclusive(folder):
-        _write_captions(Path(folder), dataset, vocabulary, parameters)
+    folder = Path(folder).expanduser()
+    with locked(folder):
+        files, old = {}, []
+        if (folder / "prepared.json").exists():
+            old = list(read_json(folder / "prepared.json", MADE_BY).get("splits", ()))
+        for split, images in dataset.splits.items():
+            files[_captions_file(folder, split)] = _raw_captions(images, dataset.captions)
+            tokens = _encode(images, dataset.captions, vocabulary)
+            header = {HEADER: json.dumps({"vocabulary": vocabulary.fingerprint})}
+            files[_tokens_file(folder, split)] = safetensors.numpy.save(vars(tokens), header)
+        files[folder / "vocabulary.json"] = json_bytes(vocabulary.to_json(), indent=None)
+        description = {
+            "version": VERSION,
+            "layout": dataset.layout,
+            "image_folder": _relative(dataset.image_folder, folder),
+            "split_origin": dataset.split_origin,
+            "summary": dataset.summary,
+            "splits": {split: len(images) for split, images in dataset.splits.items()},
+            "tokenizer": vocabulary.tokenizer,
+            "vocabulary": vocabulary.fingerprint,
+            "max_words": max_words,
+            "parameters": parameters,
+        }
+        files[folder / "prepared.json"] = json_bytes(description)
+        stale = [name(folder, split) for split in old for name in (_captions_file, _tokens_file)]
+        replace_together(files, stale)
 
 
-def _write_captions(
-    folder: Path, dataset: CaptionDataset, vocabulary: Vocabulary, parameters: dict
-) -> None:
-    stale = [*folder.glob("captions/*.jsonl"), *folder.glob("tokens/*.npz")]
-    files = {}
-    for split, images in dataset.splits.items():
-        files[_captions_file(folder, split)] = _raw_captions(images, dataset.captions)
-        tokens = _encode(images, dataset.captions, vocabulary)
-        files[_tokens_file(folder, split)] = _npz(tokens, vocabulary)
-    files[folder / "vocabulary.json"] = json_bytes(vocabulary.to_json(), indent=None)
-    description = {
-        "version": VERSION,
-        "layout": dataset.layout,
-        "image_folder": _relative(dataset.image_folder, folder),
-        "split_origin": dataset.split_origin,
-        "summary": dataset.summary,
-        "splits": {split: len(images) for split, images in dataset.splits.items()},
-        "tokenizer": vocabulary.tokenizer,
-        "vocabulary": vocabulary.fingerprint,
-        "parameters": parameters,
-    }
-    files[folder / "prepared.json"] = json_bytes(description)
-    write_together(files, stale)
-
-
-def write_embeddings(folder: str | os.PathLike, embedding: EmbeddingMatrix, source: str) -> None:
-    """Write the embedding matrix; `source` tells where the vectors came from.
+def write_embeddings(folder: str | os.PathLike, embedding, source: str) -> None:
+    """Write a `captioning.embeddings.EmbeddingMatrix`; `source` says where the vectors came from.
 
     Raises:
         InputError: the folder cannot be written, or another run is writing it.
     """
-    folder = Path(folder)
-    with exclusive(folder):
-        array = io.BytesIO()
-        np.save(array, embedding.matrix)
-        description = {
-            "version": VERSION,
-            "source": source,
-            "dimension": embedding.matrix.shape[1],
-            "coverage": embedding.coverage(),
-            "vocabulary": embedding.vocabulary.fingerprint,
-        }
-        write_together(
-            {
-                folder / "embeddings.npy": array.getvalue(),
-                folder / "embeddings.json": json_bytes(description),
-            }
-        )
+    folder = Path(folder).expanduser()
+    matrix = io.BytesIO()
+    np.save(matrix, embedding.matrix)
+    description = {
+        "version": VERSION,
+        "source": source,
+        "dimension": embedding.matrix.shape[1],
+        "coverage": embedding.coverage(),
+        "vocabulary": embedding.vocabulary.fingerprint,
+    }
+    files = {"embeddings.npy": matrix.getvalue(), "embeddings.json": json_bytes(description)}
+    with locked(folder):
+        replace_together({folder / name: data for name, data in files.items()})
 
 
 class Prepared:
-    """A prepared folder, open for reading; pieces are loaded, and checked, when asked for.
+    """A prepared folder, open for reading; each part is loaded and checked on first use.
 
     Attributes:
         folder: where it is.
         layout: the layout of the data set it was made from.
-        image_folder: where the images were; they are not needed to train from cached features.
+        image_folder: where the images were; training from cached features does not need them.
         split_origin: where the splits came from.
         summary: what was odd about the data set, in words -> how often.
-        splits: the name of each split -> how many images it has.
+        splits: the name of each split -> its number of images.
+        max_words: the longest caption to train on and to decode.
+        tokenizer: a key of `captioning.vocabulary.TOKENIZERS`.
         parameters: the settings of the run that prepared the captions.
     """
 
@@ -169,34 +150,29 @@ class Prepared:
         """Open `folder`.
 
         Raises:
-            InputError: it is missing, unfinished, or no prepared folder.
+            InputError: it is missing, unfinished, or not a prepared folder.
         """
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         path = self.folder / "prepared.json"
-        if not path.exists():
-            raise InputError(
-                f"{path}: no such file; it is written by {MADE_BY}; if that wrote to another "
-                "folder, name it with --data"
-            )
-        description = read_json(path, MADE_BY)
-        if not isinstance(description, dict) or description.get("version") != VERSION:
+        description = read_json(path, f"{MADE_BY} (another folder: --data)")
+        if description.get("version") != VERSION:
             raise InputError(f"{path}: not a description of version {VERSION}; {REMEDY}")
-        for key, kind in _KEYS.items():
-            if not isinstance(description.get(key), kind):
-                raise InputError(f"{path}: {key!r} is missing or damaged; {REMEDY}")
-        if not all(type(count) is int for count in description["splits"].values()):
-            raise InputError(f"{path}: 'splits' must give a number of images each; {REMEDY}")
-        self.layout: str = description["layout"]
-        self.image_folder = (self.folder.resolve() / description["image_folder"]).resolve()
-        self.split_origin: str = description["split_origin"]
-        self.summary: dict[str, int] = description["summary"]
-        self.splits: dict[str, int] = description["splits"]
-        self.parameters: dict = description["parameters"]
-        self._fingerprint: str = description["vocabulary"]
+        try:
+            self.layout: str = description["layout"]
+            self.image_folder = (self.folder.resolve() / description["image_folder"]).resolve()
+            self.split_origin: str = description["split_origin"]
+            self.summary: dict[str, int] = dict(description["summary"])
+            self.splits: dict[str, int] = dict(description["splits"])
+            self.max_words = int(description["max_words"])
+            self.tokenizer: str = description["tokenizer"]
+            self.parameters: dict = dict(description["parameters"])
+            self._fingerprint: str = description["vocabulary"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: damaged ({reason(error)}); {REMEDY}") from None
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The vocabulary that gives the token ids their meaning."""
+        """The vocabulary that gives the ids their meaning."""
         path = self.folder / "vocabulary.json"
         vocabulary = Vocabulary.load(path)
         self._check_fingerprint(path, vocabulary.fingerprint)
@@ -205,20 +181,17 @@ class Prepared:
     def embeddings(self) -> np.ndarray:
         """The embedding matrix: float32 (len(vocabulary), dimension)."""
         path = self.folder / "embeddings.npy"
-        settings_path = path.with_suffix(".json")
-        settings = read_json(settings_path, MADE_BY)
-        if not isinstance(settings, dict):
-            raise InputError(f"{settings_path}: damaged; {REMEDY}")
-        self._check_fingerprint(settings_path, settings.get("vocabulary"))
-        with _damage_reported(path), path.open("rb") as file:
-            matrix = np.load(file, allow_pickle=False)
-        if matrix.dtype != np.float32 or matrix.ndim != 2 or len(matrix) != len(self.vocabulary):
+        settings = path.with_suffix(".json")
+        self._check_fingerprint(settings, read_json(settings, MADE_BY).get("vocabulary"))
+        try:
+            matrix = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: cannot be read ({reason(error)}); {REMEDY}") from None
+        if matrix.ndim != 2 or len(matrix) != len(self.vocabulary) or not np.isfinite(matrix).all():
             raise InputError(
-                f"{path}: {matrix.dtype} {matrix.shape}, expected float32 with a row for each of "
-                f"the {len(self.vocabulary)} words; {REMEDY}"
+                f"{path}: shape {matrix.shape}, expected one finite vector for each of the "
+                f"{len(self.vocabulary)} words; {REMEDY}"
             )
-        if not np.isfinite(matrix).all():
-            raise InputError(f"{path}: holds NaN or infinity; {REMEDY}")
         return matrix
 
     def images(self, split: str) -> list[str]:
@@ -233,29 +206,24 @@ class Prepared:
         """The captions of `split` as word ids."""
         self._check_split(split)
         path = _tokens_file(self.folder, split)
-        with (
-            _damage_reported(path),
-            path.open("rb") as file,
-            np.load(file, allow_pickle=False) as archive,
-        ):
-            refuse_bomb(archive.zip, MAX_TOKEN_BYTES)
-            tokens = CaptionTokens(archive["ids"], archive["offsets"], archive["images"])
-            fingerprint = str(archive["vocabulary"])
-        self._check_fingerprint(path, fingerprint)
-        if not _consistent(tokens, words=len(self.vocabulary), images=self.splits[split]):
-            raise InputError(f"{path}: damaged, its arrays do not fit together; {REMEDY}")
-        return tokens
+        header, tensors = read_tensors(path, MADE_BY)
+        self._check_fingerprint(path, header.get("vocabulary"))
+        return CaptionTokens(**tensors)
 
     def _records(self, split: str) -> Iterator[tuple[str, list[str]]]:
         """Yield the name and the raw captions of each image of `split`."""
         self._check_split(split)
         path = _captions_file(self.folder, split)
-        number = 0
-        with _damage_reported(path), path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                yield _parse_record(line, f"{path}, line {number}")
-        if number != self.splits[split]:
-            raise InputError(f"{path}: {number} images, expected {self.splits[split]}; {REMEDY}")
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+            records = [json.loads(line) for line in lines]
+            yield from [(record["image"], record["captions"]) for record in records]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: cannot be read ({reason(error)}); {REMEDY}") from None
+        if len(lines) != self.splits[split]:
+            raise InputError(
+                f"{path}: {len(lines)} images, expected {self.splits[split]}; {REMEDY}"
+            )
 
     def _check_split(self, split: str) -> None:
         if split not in self.splits:
@@ -274,50 +242,18 @@ def _captions_file(folder: Path, split: str) -> Path:
 
 
 def _tokens_file(folder: Path, split: str) -> Path:
-    return folder / "tokens" / f"{split}.npz"
+    return folder / "tokens" / f"{split}.safetensors"
 
 
 def _raw_captions(images: list[str], captions: dict[str, list[str]]) -> bytes:
-    """Give an image and its captions a line."""
+    """One image with its captions per line."""
     records = ({"image": image, "captions": captions[image]} for image in images)
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    # Half a surrogate pair, which UTF-8 lacks, becomes its JSON escape.
-    return text.encode(errors="backslashreplace")
+    return text.encode(errors="backslashreplace")  # half a surrogate pair becomes a JSON escape
 
 
-def _npz(tokens: CaptionTokens, vocabulary: Vocabulary) -> bytes:
-    """Give the tokens, and the fingerprint of their vocabulary, as an archive of arrays."""
-    archive = io.BytesIO()
-    np.savez(
-        archive,
-        ids=tokens.ids,
-        offsets=tokens.offsets,
-        images=tokens.images,
-        vocabulary=np.array(vocabulary.fingerprint),
-    )
-    return archive.getvalue()
-
-
-def _parse_record(line: str, place: str) -> tuple[str, list[str]]:
-    """Read one line that `_raw_captions` gave; `place` is named in errors."""
-    try:
-        record = json.loads(line)
-        image, captions = record["image"], record["captions"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        image, captions = None, None
-    if not isinstance(image, str) or not isinstance(captions, list):
-        raise InputError(f"{place}: not an image with its captions; {REMEDY}")
-    if leads_outside(image):
-        raise InputError(f"{place}: {image!r} leads out of the image folder; {REMEDY}")
-    if not all(isinstance(caption, str) for caption in captions):
-        raise InputError(f"{place}: a caption is not text; {REMEDY}")
-    return image, captions
-
-
-def _encode(
-    images: list[str], captions: dict[str, list[str]], vocabulary: Vocabulary
-) -> CaptionTokens:
-    """Turn the captions of `images` into ids, in that order."""
+def _encode(images: list[str], captions: dict, vocabulary: Vocabulary) -> CaptionTokens:
+    """The captions of `images` as ids, in that order."""
     tokenize = TOKENIZERS[vocabulary.tokenizer]
     ids, offsets, owners = array("i"), array("q", [0]), array("i")  # compact while they grow
     for index, image in enumerate(tqdm(images, desc="word ids", unit=" images")):
@@ -333,43 +269,6 @@ def _encode(
     )
 
 
-def _consistent(tokens: CaptionTokens, words: int, images: int) -> bool:
-    """Whether every offset lies in `ids`, every id in the vocabulary, every image in the split."""
-    ids, offsets, owners = tokens.ids, tokens.offsets, tokens.images
-    if (ids.dtype, offsets.dtype, owners.dtype) != (np.int32, np.int64, np.int32):
-        return False
-    if {ids.ndim, offsets.ndim, owners.ndim} != {1} or len(offsets) != len(owners) + 1:
-        return False
-    return bool(
-        offsets[0] == 0
-        and offsets[-1] == len(ids)
-        and (np.diff(offsets) > len((START, END))).all()
-        and ((ids >= 0) & (ids < words)).all()
-        and (ids[offsets[:-1]] == START).all()
-        and (ids[offsets[1:] - 1] == END).all()
-        and ((owners >= 0) & (owners < images)).all()
-    )
-
-
 def _relative(image_folder: Path, folder: Path) -> str:
-    """The image folder as seen from `folder`, so that the two may move together."""
-    try:
-        return Path(os.path.relpath(image_folder.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # on another drive
-        return image_folder.resolve().as_posix()
-
-
-@contextlib.contextmanager
-def _damage_reported(path: Path) -> Iterator[None]:
-    """Turn whatever a missing or damaged file raises on reading into an InputError."""
-    try:
-        require_file(path)
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; it is written by {MADE_BY}") from None
-    except (OSError, EOFError, KeyError, TypeError, ValueError, MemoryError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); {REMEDY}") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged ({error}); {REMEDY}") from error
+    """The image folder relative to `folder`, so that both may move together."""
+    return Path(os.path.relpath(image_folder.resolve(), folder.resolve())).as_posix()

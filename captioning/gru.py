@@ -1,8 +1,10 @@
-"""A GRU layer that does the same as Keras' on a CPU, with less work.
+"""A GRU that computes what Keras' GRU does, faster on a CPU.
 
-`keras.layers.GRU` multiplies the words of one step at a time, and differentiates step by step.
-Here the words of all steps are multiplied at once, and so are the gradients of both kernels; in
-the loop stays only what depends on the step before. Same weights, same function.
+`keras.layers.GRU` multiplies the inputs and differentiates one time step after another. Here the
+inputs of all steps are multiplied at once, and so are the gradients of both kernels; the loop
+holds only what depends on the previous step. Same weights, same function.
+
+Shapes: B captions, T steps, D input size, U units.
 """
 
 import keras
@@ -12,23 +14,22 @@ import tensorflow as tf
 class GRU(keras.layers.GRU):
     """`keras.layers.GRU` with `return_sequences`, `return_state` and the default activations.
 
-    The cell is that of Cho et al. 2014, "Learning Phrase Representations using RNN
-    Encoder-Decoder", with the reset gate applied after the multiplication (`reset_after`).
+    The cell of Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder", with
+    the reset gate applied after the multiplication (`reset_after`).
     """
 
     def __init__(self, units: int, **options):
-        """See the class; `options` are those of every layer (name, dtype)."""
+        """Take the options of every layer (name, dtype)."""
         super().__init__(units, return_sequences=True, return_state=True, **options)
 
     def call(self, sequences, initial_state=None, training=False):
-        """Read sequences (B, T, D) -> outputs (B, T, U) and the last state (B, U)."""
+        """Sequences (B, T, D) -> outputs (B, T, U) and the last state (B, U)."""
         dtype, units = self.compute_dtype, self.units
-        kernel, recurrent_kernel = (
-            tf.cast(weight, dtype) for weight in (self.cell.kernel, self.cell.recurrent_kernel)
-        )
+        kernel = tf.cast(self.cell.kernel, dtype)
+        recurrent_kernel = tf.cast(self.cell.recurrent_kernel, dtype)
         input_bias, recurrent_bias = tf.unstack(tf.cast(self.cell.bias, tf.float32))
         batch, steps, size = tf.unstack(tf.shape(sequences))
-        by_step = tf.reshape(tf.transpose(sequences, (1, 0, 2)), (-1, size))
+        by_step = tf.reshape(tf.transpose(sequences, (1, 0, 2)), (-1, size))  # (T * B, D)
         projected = tf.cast(tf.matmul(by_step, kernel), tf.float32) + input_bias
         projected = tf.reshape(projected, (steps, batch, 3 * units))
         state = tf.zeros((batch, units))
@@ -45,12 +46,12 @@ class GRU(keras.layers.GRU):
 
 
 def _multiply(a: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """A product in the kernel's dtype, back in float32."""
+    """A product in the kernel's dtype, returned as float32."""
     return tf.cast(tf.matmul(tf.cast(a, kernel.dtype), kernel), tf.float32)
 
 
 def _step(projected, state, kernel, bias):
-    """One step: projected words (B, 3U) and state (B, U) -> state, and what its gradient needs."""
+    """One step: projected inputs (B, 3U), state (B, U) -> state, and what its gradient needs."""
     units = state.shape[-1]
     recurrent = _multiply(state, kernel) + bias
     gates = tf.sigmoid(projected[:, : 2 * units] + recurrent[:, : 2 * units])
@@ -79,7 +80,7 @@ def _all_steps(projected, start, kernel, bias):
 
     def gradient(upstream):
         before = tf.concat([start[None], states[:-1]], 0)
-        transposed = tf.transpose(kernel)  # once, and not at every step
+        transposed = tf.transpose(kernel)  # once, not at every step
 
         def backward(t, from_next, inputs, recurrents):
             update, reset, candidate, recurrent = tf.split(kept[t], 4, axis=1)
@@ -98,7 +99,7 @@ def _all_steps(projected, start, kernel, bias):
             (steps - 1, tf.zeros_like(start), empty(), empty()),
             maximum_iterations=steps,
         )
-        recurrents = tf.reshape(recurrents.stack(), (-1, 3 * units))
+        recurrents = tf.reshape(recurrents.stack(), (-1, 3 * units))  # (T * B, 3U)
         flat = tf.cast(tf.reshape(before, (-1, units)), kernel.dtype)
         to_kernel = tf.matmul(flat, tf.cast(recurrents, kernel.dtype), transpose_a=True)
         return inputs.stack(), to_start, to_kernel, tf.reduce_sum(recurrents, 0)

@@ -1,0 +1,199 @@
+"""Photographs: open, turn upright, resize.
+
+One function serves the feature cache and single photographs, so their features agree.
+"""
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from captioning.errors import InputError, reason
+
+Photograph = str | os.PathLike | BinaryIO | Image.Image | np.ndarray
+"""A file, by name or open; a PIL image; uint8 (height, width, 3) RGB or (height, width) grey."""
+
+SQUEEZE_SIZE = 224  # pixels; Flickr8k is often distributed at this size
+MAX_PIXELS = 150_000_000  # a small file can unpack to more memory than the machine has
+PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # bytes of text or colour profile; 1 MB is too few
+warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd EXIF data
+
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+END_OF_JPEG = b"\xff\xd9"
+
+
+def load_image(source: Photograph, size: int) -> np.ndarray:
+    """Open a photograph, turn it upright and squeeze it to size x size.
+
+    Where `size` exceeds SQUEEZE_SIZE, the photograph is squeezed to that first and then enlarged:
+    copies of a data set come at many resolutions, and a model must see the same in all of them.
+
+    Every format that Pillow reads is accepted; of an animation the first frame is used, and
+    transparent pixels are blended with white.
+
+    Returns:
+        uint8 array (size, size, 3), RGB.
+
+    Raises:
+        InputError: the file is missing, damaged, not a picture, or larger than MAX_PIXELS.
+    """
+    small = min(size, SQUEEZE_SIZE)
+    return _load(source, 2 * small, lambda _: [(side, side) for side in sorted({small, size})])
+
+
+def load_thumbnail(source: Photograph, side: int) -> np.ndarray:
+    """Open a photograph for display, with its own proportions.
+
+    Returns:
+        uint8 array (height, width, 3), RGB; the larger of height and width is `side`.
+
+    Raises:
+        InputError: as `load_image`.
+    """
+
+    def fit(size: tuple[int, int]) -> list[tuple[int, int]]:
+        return [tuple(max(1, round(side * length / max(size))) for length in size)]
+
+    return _load(source, side, fit)
+
+
+def list_images(places: Iterable[str | os.PathLike]) -> list[Path]:
+    """The files named, and the pictures in the folders named, in that order.
+
+    A folder without pictures is listed itself, for the error that opening it gives.
+    """
+    suffixes, paths = set(Image.registered_extensions()), []
+    for place in map(Path, places):
+        if not os.path.isdir(place):  # noqa: PTH112 - unlike pathlib, takes names of any length
+            paths.append(place)
+            continue
+        found = [path for path in sorted(place.iterdir()) if path.suffix.lower() in suffixes]
+        found = [path for path in found if path.is_file() and not path.name.startswith(".")]
+        paths += found or [place]
+    return paths
+
+
+def _load(source: Photograph, enough: int, sizes: Callable) -> np.ndarray:
+    """Open a photograph upright and resize it.
+
+    Args:
+        source: see `Photograph`.
+        enough: the pixels per side that are needed; a JPEG is decoded at 1/2, 1/4 or 1/8 if
+            that leaves as many.
+        sizes: from the (width, height) of the upright photograph to the sizes to resize it to,
+            one after another.
+    """
+    if isinstance(source, np.ndarray):
+        source = _from_array(source)
+    is_path = isinstance(source, str | os.PathLike)
+    path = Path(source).expanduser() if is_path else "the picture"
+    with _damage_reported(path):
+        if isinstance(source, Image.Image):
+            return _resized(_upright(source), sizes)
+        if is_path and not path.is_file():  # opening a pipe would block
+            kind = (
+                "a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
+            )
+            raise InputError(f"{path}: {kind}; expected a picture")
+        with Image.open(path if is_path else source) as image:
+            image.draft(None, (enough, enough))
+            try:
+                return _resized(_upright(image), sizes)
+            except OSError:
+                if image.format != "JPEG":
+                    raise
+        data = path.read_bytes() if is_path else (source.seek(0), source.read())[1]
+        return _resized(_upright(_without_end_marker(data)), sizes)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the orientation that the camera recorded, whatever else its EXIF data holds."""
+    if not image.width * image.height:
+        raise ValueError("it has no pixels")
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+    turn = TURNS.get(image.getexif().get(ORIENTATION))
+    return image if turn is None else image.transpose(turn)
+
+
+def _without_end_marker(data: bytes) -> Image.Image:
+    """Decode a JPEG that lacks its end marker and nothing else.
+
+    The decoder fills missing pixels in silence. If none is missing, it ignores further bytes.
+    """
+    with Image.open(io.BytesIO(data + END_OF_JPEG)) as image:
+        image.load()
+    with Image.open(io.BytesIO(data + b"\x5a\xa5" * 500 + END_OF_JPEG)) as other:
+        if image.tobytes() != other.tobytes():
+            raise OSError("image data is missing")
+    return image
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    colour = array.ndim == 3 and array.shape[2] == 3
+    if array.dtype != np.uint8 or not (colour or array.ndim == 2) or 0 in array.shape:
+        raise InputError(
+            f"an array of {array.dtype} {array.shape}: expected a picture, uint8 (height, width, "
+            "3) in RGB without an alpha channel, or (height, width) in grey, values 0 to 255"
+        )
+    return Image.fromarray(array)
+
+
+@contextlib.contextmanager
+def _damage_reported(path: Path | str) -> Iterator[None]:
+    """Turn whatever Pillow raises over a picture into an InputError that names `path`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except PermissionError:
+        raise InputError(f"{path}: no permission to read it") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not a picture in a format that Pillow reads") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise InputError(
+            f"{path}: too large ({reason(error)}); scale it down to at most {MAX_PIXELS:,} pixels"
+        ) from None
+    except Exception as error:  # Pillow's readers raise many types
+        raise InputError(f"{path}: damaged picture ({reason(error)})") from None
+
+
+def _resized(image: Image.Image, sizes: Callable) -> np.ndarray:
+    """Resize to `sizes`, one after another: uint8 (height, width, 3), RGB."""
+    deep_grey = image.mode.startswith(("I", "F"))  # 16 or 32 bits per pixel
+    if deep_grey:
+        sixteen_bit, image = image.mode.startswith("I;16"), image.convert("F")
+    else:
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    for size in sizes(image.size):
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+    if deep_grey:
+        image = _to_eight_bits(np.asarray(image, np.float64), sixteen_bit)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _to_eight_bits(grey: np.ndarray, sixteen_bit: bool) -> Image.Image:
+    """Scale 0..65535 to 0..255; stretch the range that is there where white has no fixed value."""
+    if not np.isfinite(grey).all():
+        raise ValueError("some of its pixels are not numbers")
+    low, high = (0, 65535) if sixteen_bit else (grey.min(), grey.max())
+    scaled = (grey - low) * (255 / ((high - low) or 1))
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))

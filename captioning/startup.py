@@ -1,0 +1,58 @@
+"""Importing TensorFlow: quietly, once, and as Keras' backend."""
+
+import contextlib
+import gc
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from captioning.errors import InputError
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hide what native code writes to stderr; show it if the block raises.
+
+    TensorFlow prints a dozen lines while it is imported, before its log level applies.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as hidden:
+        stderr = os.dup(2)
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            hidden.seek(0)
+            os.write(stderr, hidden.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow and Keras, which takes some seconds.
+
+    Garbage collection is off meanwhile: it would take a fifth of that time and find nothing.
+
+    Raises:
+        InputError: Keras already runs on another backend in this process.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    gc.disable()
+    try:
+        with quiet_stderr():
+            import keras
+            import tensorflow as tf
+
+            tf.config.list_logical_devices()
+    finally:
+        gc.freeze()
+        gc.enable()
+    if (backend := keras.backend.backend()) != "tensorflow":
+        raise InputError(
+            f"Keras was imported with the backend {backend}; captioning needs tensorflow: "
+            "import captioning first, or set KERAS_BACKEND=tensorflow"
+        )

@@ -1,1 +1,0 @@
-"""A page for this machine's browser: drop a photograph on it, read its caption."""
