@@ -1,11 +1,11 @@
 """The sample data set: its layout, the truth of its captions, its pictures, its worth as a test."""
 
-import importlib.util
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
+import draw_sample
+import drawing
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,16 +13,9 @@ from PIL import Image
 from captioning import metrics
 from captioning.dataset import read_dataset
 
-ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "data" / "sample"
+SAMPLE = Path(__file__).parents[1] / "data" / "sample"
 
-SPEC = importlib.util.spec_from_file_location("draw_sample", ROOT / "tools" / "draw_sample.py")
-draw_sample = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = draw_sample  # dataclasses look their module up
-SPEC.loader.exec_module(draw_sample)
-
-# The words are listed here once more, so that the captions are read without the code that wrote
-# them.
+# Listed here again, so that the captions are read without the code that wrote them.
 COUNTS = {"a": 1, "an": 1, "two": 2, "three": 3}
 COLOURS = "red|yellow|green|blue|pink|black|white|brown"
 KINDS = "ball|boat|boy|car|cat|dog|duck|girl|house|kite|tree|umbrella"
@@ -39,14 +32,6 @@ MENTION = re.compile(
     rf"(?: in (?:a )?(?P<clothes>{COLOURS}) (?:shirts?|dress(?:es)?)\b)?"
 )
 DOING = r"(?:is )?(?:(?:lying|parked|sitting|standing|flying|floating|swimming|growing) )?"
-
-
-def mentions(caption):
-    """Return (count, colour or None, kind) of everything that `caption` names, in its order."""
-    return [
-        (COUNTS[found["count"]], found["colour"] or found["clothes"], found["kind"])
-        for found in MENTION.finditer(caption)
-    ]
 
 
 # Boxes are (left, top, right, bottom) in pixels from the picture's upper left corner.
@@ -70,11 +55,15 @@ def behind(a, b):
     return a[3] < b[3] - 20 and b[1] < a[3] and a[0] < b[2] and b[0] < a[2]
 
 
-RELATIONS = {  # what stands between two mentions -> what it says of their boxes
+def beside(a, b):
+    return left_of(a, b) or left_of(b, a)
+
+
+RELATIONS = {  # words between two mentions -> what they say of the boxes
     "to the left of": left_of,
     "to the right of": lambda a, b: left_of(b, a),
-    "next to": lambda a, b: left_of(a, b) or left_of(b, a),
-    "beside": lambda a, b: left_of(a, b) or left_of(b, a),
+    "next to": beside,
+    "beside": beside,
     "above": above,
     "over": above,
     "under": lambda a, b: above(b, a),
@@ -103,23 +92,14 @@ def read_picture(path):
         return np.asarray(image.convert("RGB"), dtype=np.float32)
 
 
-def word_counts(dataset, split):
-    captions = (caption for name in dataset.splits[split] for caption in dataset.captions[name])
-    return Counter(word for caption in captions for word in metrics.scoring_tokens(caption))
-
-
-def test_is_read_as_the_official_layout_and_nothing_is_odd(dataset):
+def test_the_layout_is_flickr8k_s_and_complete(dataset):
     assert dataset.layout == "official"
     assert dataset.image_folder == SAMPLE / "Flicker8k_Dataset"
-    sizes = {split: len(names) for split, names in dataset.splits.items()}
-    assert sizes == {"train": 300, "dev": 50, "test": 50}
+    assert {split: len(names) for split, names in dataset.splits.items()} == draw_sample.SPLITS
     assert (dataset.summary, dataset.problems) == ({}, [])
-
-
-def test_splits_are_disjoint_and_complete(dataset):
     names = [name for split in dataset.splits.values() for name in split]
-    assert len(names) == len(set(names))
-    assert set(names) == set(dataset.captions)
+    assert sorted(names) == sorted(dataset.captions)  # the splits are disjoint
+    assert len(names) == 400
 
 
 def test_every_image_has_five_different_captions_in_the_style_of_flickr8k(dataset):
@@ -133,22 +113,23 @@ def test_pictures_are_small_rgb_squares(dataset):
     for name in dataset.captions:
         with Image.open(dataset.image_folder / name) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (224, 224)), name
-    assert sum(file.stat().st_size for file in SAMPLE.rglob("*") if file.is_file()) < 4_000_000
+    assert sum(file.stat().st_size for file in SAMPLE.rglob("*.*")) < 4_000_000
 
 
-def test_held_out_words_are_known_from_training(dataset):
-    known = word_counts(dataset, "train")
+def test_held_out_scenes_are_new_combinations_of_known_words(dataset, scenes):
+    def words(split):
+        captions = [caption for name in dataset.splits[split] for caption in dataset.captions[name]]
+        return Counter(word for caption in captions for word in metrics.scoring_tokens(caption))
+
+    def combinations(split):
+        return {(scenes[name].things, scenes[name].relation) for name in dataset.splits[split]}
+
+    known = words("train")
     assert 80 <= len(known) <= 150
     for split in ("dev", "test"):
-        assert {word for word in word_counts(dataset, split) if known[word] < 5} == set()
-
-
-def test_held_out_scenes_are_new_combinations(dataset, scenes):
-    trained = {(scenes[name].things, scenes[name].relation) for name in dataset.splits["train"]}
-    for split in ("dev", "test"):
-        held_out = {(scenes[name].things, scenes[name].relation) for name in dataset.splits[split]}
-        assert len(held_out) == 50
-        assert not held_out & trained
+        assert min(known[word] for word in words(split)) >= 5
+        assert len(combinations(split)) == 50
+        assert not combinations(split) & combinations("train")
 
 
 def test_captions_are_those_the_script_writes(dataset, scenes):
@@ -166,24 +147,26 @@ def test_captions_are_true(dataset, scenes):
         things = {thing.kind: thing for thing in scene.things}
         boxes = {placement.kind: placement.box for placement in draw_sample.lay_out(scene)}
         for caption in captions:
-            named = mentions(caption.lower())
-            told = f"{name}: {caption}"
-            assert 1 <= len(named) <= len(things), told
-            for count, colour, kind in named:
-                assert count == things[kind].count, told
-                assert colour in (None, things[kind].colour), told
-            colours = re.findall(rf"\b(?:{COLOURS})\b", caption)
-            assert colours == [colour for _, colour, _ in named if colour], told
+            text = caption.lower()
+            context = f"{name}: {caption}"
+            named = list(MENTION.finditer(text))
+            assert 1 <= len(named) <= len(things), context
+            colours = [mention["colour"] or mention["clothes"] for mention in named]
+            for mention, colour in zip(named, colours, strict=True):
+                assert COUNTS[mention["count"]] == things[mention["kind"]].count, context
+                assert colour in (None, things[mention["kind"]].colour), context
+            assert re.findall(rf"\b(?:{COLOURS})\b", text) == [*filter(None, colours)], context
             for place, pattern in PLACES.items():
-                if re.search(rf"\b(?:{pattern})\b", caption.lower()):
-                    assert place == scene.place, told
+                if re.search(rf"\b(?:{pattern})\b", text):
+                    assert place == scene.place, context
                     said[place] += 1
             if len(named) == 2:
-                between = MENTION.split(caption.lower())[5]
+                first, second = named
+                between = text[first.end() : second.start()]
                 relation = re.fullmatch(rf" {DOING}(.+) ", between)[1]
-                assert RELATIONS[relation](boxes[named[0][2]], boxes[named[1][2]]), told
+                assert RELATIONS[relation](boxes[first["kind"]], boxes[second["kind"]]), context
                 said[relation] += 1
-    assert said.keys() == PLACES.keys() | RELATIONS.keys()  # every wording was put to the test
+    assert said.keys() == PLACES.keys() | RELATIONS.keys()  # every wording was tested
 
 
 def test_things_lie_within_the_picture_and_groups_do_not_hide_each_other(scenes):
@@ -192,15 +175,14 @@ def test_things_lie_within_the_picture_and_groups_do_not_hide_each_other(scenes)
         assert len(placements) == sum(thing.count for thing in scene.things)
         for left, top, right, bottom in (placement.box for placement in placements):
             assert left > -6 and top > -6 and right < 230 and bottom < 224, scene
-        centres = [(p.box[0] + p.box[2]) / 2 for p in placements]
         if scene.relation is None:
-            gaps = np.diff(sorted(centres))
+            gaps = np.diff(sorted(placement.x for placement in placements))
             assert (gaps > 35).all(), scene
 
 
 def test_pictures_show_the_colours_that_the_captions_name(dataset, scenes):
     """In the committed pictures each thing's own colour fills a part of its box; no other does."""
-    palette = {name: np.array(rgb, dtype=np.float32) for name, rgb in draw_sample.PALETTE.items()}
+    palette = {name: np.array(rgb, dtype=np.float32) for name, rgb in drawing.PALETTE.items()}
     for name, scene in scenes.items():
         picture = read_picture(dataset.image_folder / name)
         shown = {thing.colour for thing in scene.things}
@@ -223,7 +205,7 @@ SUBJECTS += [("place", place) for place in PLACES]
 
 @pytest.mark.parametrize(("field", "value"), SUBJECTS)
 def test_redrawn_scenes_equal_the_committed_pictures(dataset, scenes, field, value):
-    """The drawing is the same to the last bit; the committed file differs by JPEG's loss alone."""
+    """Two drawings are equal to the last bit; the committed one differs only by JPEG's loss."""
     scene = next(scene for scene in scenes.values() if getattr(scene, field) == value)
     drawn = draw_sample.draw_scene(scene)
     assert drawn.tobytes() == draw_sample.draw_scene(scene).tobytes()
@@ -231,10 +213,9 @@ def test_redrawn_scenes_equal_the_committed_pictures(dataset, scenes, field, val
     assert np.abs(np.asarray(drawn, dtype=np.float32) - committed).mean() < 5
 
 
-def test_the_script_writes_what_the_reader_reads(tmp_path, monkeypatch):
+def test_the_script_writes_what_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(draw_sample, "SPLITS", {"train": 2, "dev": 1, "test": 1})
-    monkeypatch.setattr(sys, "argv", ["draw_sample.py", "--output", str(tmp_path / "new")])
-    draw_sample.main()
+    draw_sample.write_data_set(tmp_path / "new")
     written = read_dataset(tmp_path / "new")
     assert {split: len(names) for split, names in written.splits.items()} == draw_sample.SPLITS
     assert [len(captions) for captions in written.captions.values()] == [5] * 4
