@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from captioning.config import LENGTH_PENALTY, LENGTH_PENALTY_HELP, beam_width, length_penalty
+from captioning.config import add_search_options
 from captioning.errors import ArgumentParser, InputError, log, run
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
@@ -33,9 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--encoder", metavar="FILE", help="the model's encoder if it is not where it was in"
         " training: a .keras file, or the .h5 weights of a named CNN")  # fmt: skip
     add("--data", default="prepared", help="prepared folder for --split (default: %(default)s)")
-    add("--beam-width", type=beam_width, default=1, help="unfinished captions kept by beam search;"
-        " 1 is greedy decoding (default: %(default)s)")  # fmt: skip
-    add("--length-penalty", type=length_penalty, default=LENGTH_PENALTY, help=LENGTH_PENALTY_HELP)
+    add_search_options(parser, width=1)
     add("--json", action="store_true", help="one JSON object per line instead of text")
     add("--save", metavar="OUT.png", help="with --image: draw the photographs with their captions")
     add("--attention", action="store_true", help="with --save and one image: draw where the model"
@@ -82,8 +80,6 @@ def main() -> int:
 
 def caption_images(captioner, paths: list[Path], options: argparse.Namespace) -> int:
     """Print a caption for each photograph; those that cannot be read are named on stderr."""
-    from captioning.captioner import caption_line
-
     captions = {}
     for path, found in captioner.caption_files(paths, options.beam_width, options.length_penalty):
         if isinstance(found, InputError):
@@ -92,7 +88,7 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
         captions[path] = found
         if not found.text:
             log(f"{path}: the caption is empty; train the model for longer")
-        print(caption_line(path, found, options.json), flush=True)
+        print(found.line(path, options.json), flush=True)
     if options.save and captions:
         from captioning.images import load_image, load_thumbnail
         from captioning.plots import save_attention, save_captioned

@@ -23,8 +23,7 @@ from captioning.images import Photograph, load_image
 from captioning.vocabulary import END, TOKENIZERS
 
 PRETRAINED = shipped("data/pretrained/captioner.safetensors")
-BATCH_SIZE = 100  # images decoded at once
-PHOTOGRAPHS = 16  # opened and encoded at once
+DECODED_AT_ONCE, OPENED_AT_ONCE = 100, 16  # images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +42,22 @@ class Caption:
 
     @property
     def log_probability(self) -> float:
-        """Of the whole caption with its end, natural logarithm."""
+        """Natural logarithm of the probability of the whole caption, its end included."""
         return sum(math.log(max(p, 1e-300)) for p in self.probabilities)
 
     @property
     def confidence(self) -> float:
         """The geometric mean of the probabilities."""
         return math.exp(self.log_probability / len(self.probabilities))
+
+    def line(self, path: Path, as_json: bool) -> str:
+        """The caption of a file, as one line of text or JSON."""
+        if as_json:
+            line = {"image": str(path), "caption": self.text}
+            line |= {"log_probability": self.log_probability, "confidence": self.confidence}
+            return json.dumps(line, ensure_ascii=False)
+        name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+        return f"{name}: {self.text}"
 
 
 class Captioner:
@@ -73,20 +81,12 @@ class Captioner:
     def load(
         cls, path: str | os.PathLike | None = None, encoder: str | os.PathLike | None = None
     ) -> "Captioner":
-        """Load a checkpoint; the shipped captioner if `path` is None.
-
-        Raises:
-            InputError: the checkpoint cannot be used.
-        """
+        """Load a checkpoint, the shipped captioner if `path` is None, or raise InputError."""
         return cls(Checkpoint.load(path or PRETRAINED), encoder)
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The CNN that the model was trained with.
-
-        Raises:
-            InputError: it cannot be loaded, or is another network.
-        """
+        """The CNN that the model was trained with; InputError if that one cannot be loaded."""
         expected = self.checkpoint.encoder
         name, weights = str(self._encoder_name or expected["name"]), None
         if Path(name).suffix in WEIGHT_SUFFIXES:
@@ -99,31 +99,16 @@ class Captioner:
             )
         return encoder
 
-    def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """Run the CNN on pictures from `load_image`: float32 (images, *feature_shape)."""
-        grid = self.encoder.encode(np.array(pixels))
-        if not self.has_attention:
-            return grid.mean((1, 2))
-        return grid.reshape(len(grid), *self.model.feature_shape)
-
     def caption(
         self,
         images: Photograph | Iterable[Photograph],
         beam_width: int = BEAM_WIDTH,
         length_penalty: float = LENGTH_PENALTY,
     ) -> str | list[str]:
-        """Caption one photograph, or several.
+        """Caption one photograph (-> text) or several (-> list), or raise InputError.
 
-        Args:
-            images: one photograph, or several.
-            beam_width: unfinished captions kept by beam search; 1 is greedy decoding.
-            length_penalty: see `captioning.decoding.beam_search`.
-
-        Returns:
-            The caption of one photograph; a list for several.
-
-        Raises:
-            InputError: a photograph cannot be read.
+        Beam search keeps `beam_width` unfinished captions; 1 is greedy decoding. For the length
+        penalty see `captioning.decoding.beam_search`.
         """
         found = self.describe(images, beam_width, length_penalty)
         return found.text if isinstance(found, Caption) else [caption.text for caption in found]
@@ -138,7 +123,7 @@ class Captioner:
         if isinstance(images, Photograph):
             return self.describe([images], beam_width, length_penalty)[0]
         captions = []
-        for batch in batched(images, PHOTOGRAPHS):
+        for batch in batched(images, OPENED_AT_ONCE):
             pixels = [load_image(image, self.encoder.image_size) for image in batch]
             captions += self.caption_features(self.encode(pixels), beam_width, length_penalty)
         return captions
@@ -147,50 +132,44 @@ class Captioner:
         self, paths: Iterable[Path], beam_width: int, length_penalty: float
     ) -> Iterator[tuple[Path, Caption | InputError]]:
         """Yield each path with its caption, or with the error of a file that cannot be read."""
-        for batch in batched(paths, PHOTOGRAPHS):
-            found = {}
+        for batch in batched(paths, OPENED_AT_ONCE):
+            pixels, found = [], {}
             for path in batch:
                 try:
-                    found[path] = load_image(path, self.encoder.image_size)
+                    pixels.append(load_image(path, self.encoder.image_size))
                 except InputError as error:
                     found[path] = error
-            pixels = [image for image in found.values() if not isinstance(image, InputError)]
-            captions = iter(())
             if pixels:
-                features = self.encode(pixels)
-                captions = iter(self.caption_features(features, beam_width, length_penalty))
-            for path in batch:
-                error = isinstance(found[path], InputError)
-                yield path, found[path] if error else next(captions)
+                captions = self.caption_features(self.encode(pixels), beam_width, length_penalty)
+                good = [path for path in batch if path not in found]
+                found |= zip(good, captions, strict=True)
+            yield from ((path, found[path]) for path in batch)
 
     def caption_cached(
-        self,
-        cache: FeatureCache,
-        images: Sequence[str],
-        beam_width: int = 1,
-        length_penalty: float = LENGTH_PENALTY,
+        self, cache: FeatureCache, images: Sequence[str], beam_width: int, length_penalty: float
     ) -> list[str]:
         """Caption images whose features are in `cache`, by their file names."""
         captions = []
-        for rows in batched(cache.rows(images), BATCH_SIZE):
+        for rows in batched(cache.rows(images), DECODED_AT_ONCE):
             features = cache.read(np.array(rows), self.model.feature_shape)
             captions += self.caption_features(features, beam_width, length_penalty)
         return [caption.text for caption in captions]
 
+    def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
+        grid = self.encoder.encode(np.array(pixels))
+        if not self.has_attention:
+            return grid.mean((1, 2))
+        return grid.reshape(len(grid), *self.model.feature_shape)
+
     def caption_features(
-        self,
-        features: np.ndarray,
-        beam_width: int = BEAM_WIDTH,
-        length_penalty: float = LENGTH_PENALTY,
+        self, features: np.ndarray, beam_width: int, length_penalty: float = LENGTH_PENALTY
     ) -> list[Caption]:
         """Caption encoded images (images, *feature_shape), float16 or float32: one each."""
         captions = []
-        for start in range(0, len(features), BATCH_SIZE):
-            batch = features[start : start + BATCH_SIZE]
-            search = self._search(
-                int(beam_width), float(length_penalty), batch.dtype, len(batch) == 1
-            )
-            found = search(tf.constant(batch))
+        for start in range(0, len(features), DECODED_AT_ONCE):
+            batch = features[start : start + DECODED_AT_ONCE]
+            found = self._search(beam_width, length_penalty, batch)(tf.constant(batch))
             for ids, logs in zip(*(part.numpy()[:, 0] for part in found), strict=True):
                 words = self.vocabulary.words_of(ids.tolist())
                 probabilities = np.exp(logs[: ids.tolist().index(END) + 1]).tolist()
@@ -198,22 +177,49 @@ class Captioner:
                 captions.append(Caption(text, tuple(words), tuple(probabilities)))
         return captions
 
+    def _search(self, beam_width: int, length_penalty: float, batch: np.ndarray):
+        """The compiled search: features -> Captions.
+
+        A step for one image is so little work that launching its operations dominates; XLA fuses
+        them. Not in bfloat16, where XLA rounds elsewhere and the caption could change.
+        """
+        if beam_width < 1 or not 0 <= length_penalty <= MAX_LENGTH_PENALTY:
+            raise InputError(
+                f"beam_width = {beam_width}, length_penalty = {length_penalty}: expected a width "
+                f"from 1 up and a penalty from 0 to {MAX_LENGTH_PENALTY:g}"
+            )
+        is_one = len(batch) == 1
+        key = (int(beam_width), float(length_penalty), batch.dtype, is_one)
+        if key not in self._searches:
+            max_words = self.model.config.max_words
+
+            def search(features):
+                if beam_width == 1:
+                    return decode_greedily(self.model, features, max_words)
+                return beam_search(self.model, features, *key[:2], max_words)
+
+            shape = (1 if is_one else None, *self.model.feature_shape)
+            self._searches[key] = tf.function(
+                search,
+                input_signature=[tf.TensorSpec(shape, batch.dtype)],
+                autograph=False,
+                jit_compile=is_one and self.model.compute_dtype == "float32",
+            )
+        return self._searches[key]
+
     def attention(self, features: np.ndarray, captions: Sequence[str]) -> list[np.ndarray]:
         """Where the model looked for each word of each caption, averaged over the heads.
 
-        Returns:
-            One array per image: (words, rows, columns), each map sums to 1.
+        Returns one array (words, rows, columns) per image; each map sums to 1.
         """
         rows, columns, _ = self.checkpoint.encoder["grid_shape"]
         maps = []
         for feature, caption in zip(features, captions, strict=True):
             words = TOKENIZERS[self.vocabulary.tokenizer](caption)
-            ids = self.vocabulary.encode(words)[:-1]  # START and the words
-            weights = self._look(
-                tf.constant(feature[None], tf.float32), tf.constant([ids], tf.int32)
-            )
+            ids = tf.constant([self.vocabulary.encode(words)[:-1]])  # without END
+            weights = self._look(tf.constant(feature[None], tf.float32), ids).numpy()
             # the prediction after all words but the last chose the last
-            maps.append(weights.numpy()[:-1].reshape(-1, rows, columns))
+            maps.append(weights[:-1].reshape(-1, rows, columns))
         return maps
 
     @cached_property
@@ -229,48 +235,9 @@ class Captioner:
         words = tf.TensorSpec((1, None), tf.int32)
         return tf.function(look, input_signature=[features, words], autograph=False)
 
-    def _search(self, beam_width: int, length_penalty: float, dtype: np.dtype, is_one: bool):
-        """The compiled search: features -> Captions.
-
-        A step for one image is so little work that launching its operations dominates; XLA fuses
-        them. Not in bfloat16, where XLA rounds elsewhere and the caption could change.
-        """
-        if beam_width < 1 or not 0 <= length_penalty <= MAX_LENGTH_PENALTY:
-            raise InputError(
-                f"beam_width = {beam_width}, length_penalty = {length_penalty}: expected a width "
-                f"from 1 up and a penalty from 0 to {MAX_LENGTH_PENALTY:g}"
-            )
-        key = (beam_width, length_penalty, dtype, is_one)
-        if key not in self._searches:
-            max_words = self.model.config.max_words
-
-            def search(features):
-                if beam_width == 1:
-                    return decode_greedily(self.model, features, max_words)
-                return beam_search(self.model, features, beam_width, length_penalty, max_words)
-
-            shape = (1 if is_one else None, *self.model.feature_shape)
-            self._searches[key] = tf.function(
-                search,
-                input_signature=[tf.TensorSpec(shape, dtype)],
-                autograph=False,
-                jit_compile=is_one and self.model.compute_dtype == "float32",
-            )
-        return self._searches[key]
-
 
 def batched(items: Iterable, size: int) -> Iterator[list]:
     """Cut `items` into lists of `size`; the last may be shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-
-
-def caption_line(path: Path, caption: Caption, as_json: bool) -> str:
-    """A photograph and its caption as one line of text or JSON."""
-    if as_json:
-        figures = {"log_probability": caption.log_probability, "confidence": caption.confidence}
-        line = {"image": str(path), "caption": caption.text, **figures}
-        return json.dumps(line, ensure_ascii=False)
-    name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
-    return f"{name}: {caption.text}"

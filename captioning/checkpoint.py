@@ -14,7 +14,7 @@ import numpy as np
 
 from captioning.config import Config
 from captioning.errors import InputError, reason
-from captioning.files import read_tensors, write_tensors
+from captioning.files import read_tensors, tensor_bytes, write_bytes
 from captioning.model import MergeDecoder
 from captioning.vocabulary import Vocabulary
 
@@ -47,7 +47,8 @@ class Checkpoint:
             "encoder": self.encoder,
             "facts": self.facts,
         }
-        write_tensors(path, {_name(w): w.numpy() for w in self.model.weights}, header)
+        tensors = {_name(weight): weight.numpy() for weight in self.model.weights}
+        write_bytes(path, tensor_bytes(tensors, header))
 
     @classmethod
     def load(cls, path: str | os.PathLike, dtype: str | None = None) -> "Checkpoint":

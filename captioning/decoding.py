@@ -20,15 +20,10 @@ SHRINK_BELOW = 3 / 4  # of the images are unfinished: the finished ones leave th
 
 
 class Captions(NamedTuple):
-    """Decoded captions.
+    """Decoded captions."""
 
-    Attributes:
-        words: int32 (I, W, L), ids up to END, then pads.
-        log_probabilities: float32 (I, W, L), of each word given those before; 0 at pads.
-    """
-
-    words: tf.Tensor
-    log_probabilities: tf.Tensor
+    words: tf.Tensor  # int32 (I, W, L), ids up to END, then pads
+    log_probabilities: tf.Tensor  # float32 (I, W, L), of each word given those before; 0 at pads
 
     def append(self, t, words, log_probabilities) -> "Captions":
         """Captions with a word (I, W) and its log-probability at position t, which was empty."""
@@ -54,21 +49,12 @@ def _never(size: tf.Tensor, *words: int) -> tf.Tensor:
 
 
 def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Callable, extend):
-    """Extend captions word by word until every image is finished, or `steps` times.
+    """Extend captions word by word until every image is finished, or `steps` times -> `found`.
 
-    All tensors are (I, ...), and images are independent of one another.
-
-    Args:
-        steps: L.
-        image: what the model needs of each image.
-        found: what is searched for, at the start.
-        state: what else is carried from word to word.
-        is_open: (found, state) -> bool (I,), whether an image is unfinished; once it is finished,
-            further words must not change `found`.
-        extend: (t, image, found, state) -> found, state after word t.
-
-    Returns:
-        `found` at the end.
+    `image` is what the model needs of each image, `found` what is searched for, `state` what else
+    is carried from word to word; all tensors are (I, ...), and images are independent. `is_open`
+    (found, state) -> bool (I,) tells which images are unfinished; further words must not change
+    a finished image's `found`. `extend` (t, image, found, state) -> found, state after word t.
     """
     first = tf.nest.flatten(found)[0]
     one_image = first.shape[0] == 1
@@ -136,13 +122,7 @@ def _initial_state(model, images: int | tf.Tensor, width: int) -> list[tf.Tensor
 
 
 def decode_greedily(model, features: tf.Tensor, max_words: int) -> Captions:
-    """Take the most probable word at every step: one caption per image.
-
-    Args:
-        model: what is decoded.
-        features: (I, ...) image features.
-        max_words: the longest caption, without END.
-    """
+    """Take the most probable word at every step: one caption per image of features (I, ...)."""
     return _decode(model, features, 1, max_words, lambda scores, t: tf.argmax(scores, axis=-1))
 
 
@@ -189,17 +169,8 @@ def beam_search(
 
     The length counts END. `beam_width` unfinished captions are kept, and the best finished one
     apart from them, so a short caption does not displace a longer one before both are finished.
-    The search of an image ends when no unfinished caption can become better.
-
-    Args:
-        model: what is decoded.
-        features: (I, ...) image features.
-        beam_width: unfinished captions per image, W.
-        length_penalty: 0 compares log-probabilities, 1 log-probabilities per word.
-        max_words: the longest caption, without END.
-
-    Returns:
-        one caption per image.
+    The search of an image ends when no unfinished caption can become better. One caption per
+    image of features (I, ...).
     """
     images, width = _image_count(features), beam_width
 

@@ -10,10 +10,9 @@ from typing import NoReturn
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used.
+    """What the user gave cannot be used: what came, what was expected, how to fix it.
 
-    The message has one or two lines: what came, what was expected, how to fix it. Scripts print
-    it to stderr and exit with status 2, without a traceback.
+    Scripts print it in one or two lines and exit with status 2, without a traceback.
     """
 
 
@@ -21,13 +20,8 @@ def reason(error: Exception) -> str:
     """A library's message in one line: its first, and the next if that one ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    return one_line(text or type(error).__name__)
-
-
-def one_line(text: str, length: int = 300) -> str:
-    """The beginning of `text`, printable on one line."""
-    text = text if len(text) <= length else f"{text[: length - 3]}..."
-    return text if text.isprintable() else repr(text)  # escape codes garble a terminal
+    text = text if len(text) <= 300 else f"{text[:297]}..."
+    return (text if text.isprintable() else repr(text)) or type(error).__name__
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -38,18 +32,13 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
-def log(text: str) -> None:
+def log(text: object) -> None:
     """Print a message to stderr; stdout is for results alone."""
     print(text, file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[], int | None], interrupted: str) -> NoReturn:
-    """Call `main` and exit with its status.
-
-    Args:
-        main: the script; returns its exit status, None for 0.
-        interrupted: the message for Ctrl-C: what is saved, and how to resume.
-    """
+    """Call `main`, which returns an exit status, and exit; on Ctrl-C print `interrupted`."""
 
     def stop(*_) -> None:
         # Files are written atomically, so the process may end anywhere. An exception would be
@@ -63,21 +52,17 @@ def run(main: Callable[[], int | None], interrupted: str) -> NoReturn:
         status = main() or 0
         sys.stdout.flush()
     except InputError as error:
-        status = _failed(error)
-    except BrokenPipeError:  # the reader of stdout has gone, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        status = 141
+        log(f"error: {error}")
+        status = 2
     except OSError as error:
-        status = _failed(error)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a full stdout would fail again at exit
+        if not isinstance(error, BrokenPipeError):  # as in `| head`
+            log(f"error: {error}")
+        status = 141 if isinstance(error, BrokenPipeError) else 2
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # stdout would fail again at exit
     except Exception as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
             raise
-        status = _failed("out of memory; use a smaller --batch-size, --units or --beam-width")
+        log("error: out of memory; use a smaller --batch-size, --units or --beam-width")
+        status = 2
     gc.freeze()  # a last collection over all of TensorFlow takes most of a second
     sys.exit(status)
-
-
-def _failed(error: object) -> int:
-    log(f"error: {error}")
-    return 2

@@ -13,7 +13,6 @@ import numpy as np
 
 from captioning import metrics
 from captioning.captioner import Captioner
-from captioning.config import LENGTH_PENALTY
 from captioning.encoders import require_same_encoder
 from captioning.errors import InputError, log
 from captioning.features import MADE_BY, FeatureCache
@@ -33,29 +32,17 @@ SIMILARITY_ROWS = 1024  # images compared with all training images at once
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A captioned and scored split.
-
-    Attributes:
-        split: its name.
-        images: file names of the images that were scored.
-        captions: the model's, one per image.
-        references: raw captions of each image.
-        scores: metric -> score x 100.
-        cider_d: float (images,), x 100.
-        rows: baseline -> scores.
-        floor: the constant caption.
-        diversity: see `captioning.metrics.diversity`.
-    """
+    """A captioned and scored split; all scores x 100."""
 
     split: str
-    images: list[str]
-    captions: list[str]
-    references: list[list[str]]
+    images: list[str]  # file names of the images that were scored
+    captions: list[str]  # the model's, one per image
+    references: list[list[str]]  # raw captions of each image
     scores: dict[str, float]
-    cider_d: np.ndarray
-    rows: dict[str, dict[str, float]]
-    floor: str
-    diversity: dict[str, float]
+    cider_d: np.ndarray  # of each image
+    rows: dict[str, dict[str, float]]  # baseline -> scores
+    floor: str  # the constant caption
+    diversity: dict[str, float]  # see captioning.metrics.diversity
 
 
 def evaluate(
@@ -63,16 +50,14 @@ def evaluate(
     prepared: Prepared,
     split: str,
     cache: FeatureCache,
-    beam_width: int = 1,
-    length_penalty: float = LENGTH_PENALTY,
+    beam_width: int,
+    length_penalty: float,
 ) -> Evaluation:
     """Caption `split` and score the captions.
 
     Images that the model was trained on are left out and reported, unless `split` is "train".
-
-    Raises:
-        InputError: the split or its features are missing or of another encoder, or nearly all of
-            its images were trained on.
+    InputError if the split or its features are missing, or of another encoder, or if nearly all
+    images were trained on.
     """
     require_same_encoder(cache.folder, cache.encoder, captioner.checkpoint.encoder)
     references = dict(zip(prepared.images(split), prepared.references(split), strict=True))
@@ -139,16 +124,10 @@ def _unseen(captioner: Captioner, cache: FeatureCache, images: list[str], split:
 
 
 def constant_caption(training_captions: Sequence[Sequence[str]]) -> str:
-    """The training caption that serves best for all images.
+    """The training caption that serves best for all images, as it is scored.
 
     Of the 200 captions that occur most often word for word, the one with the highest mean CIDEr-D
     over 1,000 training images, evenly spaced.
-
-    Args:
-        training_captions: for each training image, its captions as written.
-
-    Returns:
-        The caption as it is scored: lower case, no punctuation.
     """
     captions = [[scoring_tokens(caption) for caption in image] for image in training_captions]
     step = -(-len(captions) // TYPICAL_IMAGES)
@@ -165,16 +144,9 @@ def nearest_training_captions(
 ) -> list[str]:
     """Copy for each image a caption of the most similar training image (cosine similarity).
 
-    Of that image's captions the consensus is copied: the one with the highest CIDEr-D against all
-    of them, n-grams weighted by the training captions.
-
-    Args:
-        train_features: pooled features of the training images, (n, channels).
-        train_captions: for each training image, its captions as written.
-        features: pooled features of the images to caption, (m, channels).
-
-    Returns:
-        m captions, as written.
+    Pooled features (n, channels), the captions of each, pooled features (m, channels) -> m
+    captions. Of an image's captions the consensus is copied: the one with the highest CIDEr-D
+    against all of them.
     """
     scorer = CiderD([[scoring_tokens(caption) for caption in image] for image in train_captions])
     nearest = nearest_rows(train_features, features)
@@ -212,14 +184,7 @@ def shuffled(captions: Sequence[str], seed: int) -> list[str]:
 def one_against_the_others(references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Score one person's captions against the others': the mean over leaving each one out.
 
-    Where images have different numbers of captions, as many are left out in turn as every image
-    has.
-
-    Args:
-        references: for each image at least two captions, as written.
-
-    Returns:
-        Metric name -> mean score, as :func:`captioning.metrics.score` without METEOR.
+    Every image needs at least two captions; as many are left out in turn as every image has.
     """
     rounds = [
         metrics.score(

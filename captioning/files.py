@@ -16,29 +16,26 @@ from pathlib import Path
 
 import filelock
 import numpy as np
-import safetensors
 import safetensors.numpy
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from captioning.errors import InputError, log, reason
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, or the user's quota
 HEADER = "captioning"  # the entry of a .safetensors file's metadata that holds our JSON
 TEMPORARY = re.compile(r"\..+\.captioning-\d+(\..+)?")  # names of temporary files
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, or the user's quota
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
 
 
 def shipped(name: str) -> Path:
-    """The path of a file that comes with the project, such as a model.
-
-    The repository has it at the top level, an installation inside the package.
-    """
+    """A file that comes with the project: at the top of the repository, or installed with it."""
     package = Path(__file__).resolve().parent
     installed = package / "shipped" / name
     return installed if installed.exists() else package.parent / name
 
 
 def _temporary(path: Path) -> Path:
-    """Keeps the suffix: libraries choose formats by it."""
+    """Keeps the suffix, since libraries choose formats by it."""
     return path.with_name(f".{path.stem}.captioning-{os.getpid()}{path.suffix}")
 
 
@@ -46,12 +43,7 @@ def _temporary(path: Path) -> Path:
 def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
-    Args:
-        path: the file to write.
-        size: the bytes it needs, for the message if the disk is full.
-
-    Raises:
-        InputError: the folder cannot be written or the disk is full; names the file.
+    `size` is the number of bytes needed, for the message of a full disk: an InputError.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -68,9 +60,10 @@ def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path
         _discard(temporary)
 
 
-def _discard(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+def _discard(*paths: Path) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def replace_together(files: dict[Path, bytes], stale: Iterable[Path] = ()) -> None:
@@ -93,19 +86,15 @@ def replace_together(files: dict[Path, bytes], stale: Iterable[Path] = ()) -> No
         for path, temporary in temporaries.items():
             temporary.replace(path)
     except OSError as error:
-        for temporary in temporaries.values():
-            _discard(temporary)
+        _discard(*temporaries.values())
         raise write_error(path, error, sum(map(len, files.values()))) from error
 
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Hold `folder` for this process; the lock ends with the process, however it ends.
+    """Hold `folder` for this process, and remove temporary files that a killed run left there.
 
-    Temporary files that a killed run left there are removed.
-
-    Raises:
-        InputError: another run holds it, or it cannot be written.
+    The lock ends with the process. InputError if another run holds it, or it cannot be written.
     """
     folder = Path(folder)
     lock = filelock.FileLock(folder / ".lock")
@@ -116,15 +105,12 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         raise InputError(
             f"{folder}: in use by another run; wait for it, stop it, or choose another folder"
         ) from None
-    except (OSError, NotImplementedError) as error:
-        unsupported = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-        if isinstance(error, OSError) and error.errno not in unsupported:
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
             raise write_error(folder, error) from error
         log(f"{folder}: this file system has no locks; do not start a second run in it")
     try:
-        for path in folder.iterdir():
-            if TEMPORARY.fullmatch(path.name) and path.is_file():
-                _discard(path)
+        _discard(*(path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)))
         yield
     finally:
         lock.release()
@@ -132,12 +118,11 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
 def require_writable(path: str | os.PathLike) -> None:
     """Raise InputError unless the file `path` can be written; for a check before long work."""
-    path = Path(path)
-    temporary = _temporary(path)
+    temporary = _temporary(Path(path))
     try:
-        if path.is_dir():
+        if Path(path).is_dir():
             raise InputError(f"{path}: is a folder; expected the name of a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
     except OSError as error:
         raise write_error(path, error) from error
@@ -146,25 +131,16 @@ def require_writable(path: str | os.PathLike) -> None:
 
 
 def write_error(path: str | os.PathLike, error: OSError, size: int | None = None) -> InputError:
-    """The message for a file that cannot be written: the system's reason and a remedy.
-
-    Args:
-        path: the file.
-        error: what the system raised.
-        size: the bytes that `path` needs, if known.
-    """
+    """The message for a file of `size` bytes that cannot be written."""
+    remedy = "choose a folder you may write to"
     if error.errno in FULL:
         remedy = "free some space (or raise the limit) and run the same command again"
         if size is not None:
             existing = next(folder for folder in Path(path).absolute().parents if folder.exists())
             free = shutil.disk_usage(existing).free
             remedy = f"{size / 1e6:,.2f} MB are needed, {free / 1e6:,.2f} MB are free; {remedy}"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = "choose a folder you may write to"
     elif error.errno in (errno.EEXIST, errno.ENOTDIR):
         remedy = "it is a file where a folder is expected; choose another name"
-    else:
-        remedy = "check the path"
     refusal = os.strerror(error.errno) if error.errno else error  # libraries add paragraphs
     return InputError(f"{path}: cannot be written ({refusal}); {remedy}")
 
@@ -191,14 +167,9 @@ def write_json(path: str | os.PathLike, value: object, indent: int | None = 1) -
 
 
 def read_json(path: str | os.PathLike, made_by: str) -> dict:
-    """Read a JSON object; `made_by` names what writes such a file.
-
-    Raises:
-        InputError: the file is missing, unreadable, or not a JSON object.
-    """
-    path = Path(path)
+    """Read a JSON object, or raise an InputError that names what writes it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("expected an object")
     except FileNotFoundError:
@@ -209,38 +180,28 @@ def read_json(path: str | os.PathLike, made_by: str) -> dict:
     return value
 
 
-def write_tensors(path: str | os.PathLike, tensors: dict, header: dict) -> None:
-    """Write named arrays and a JSON header as `.safetensors`, atomically; same input, same bytes.
-
-    Args:
-        path: the file.
-        tensors: name -> NumPy array.
-        header: JSON-ready; one entry of the file's metadata, whose order would vary otherwise.
-    """
+def tensor_bytes(tensors: dict[str, np.ndarray], header: dict) -> bytes:
+    """Named arrays and a JSON header in the format `.safetensors`; same input, same bytes."""
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    text = json.dumps(header, ensure_ascii=False)
-    write_bytes(path, safetensors.numpy.save(tensors, {HEADER: text}))
+    # one entry of metadata alone: their order varies
+    return safetensors.numpy.save(tensors, {HEADER: json.dumps(header, ensure_ascii=False)})
 
 
 def read_tensors(path: str | os.PathLike, made_by: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """Read what `write_tensors` wrote: the header and the arrays.
+    """Read the header and the arrays of a `.safetensors` file, or raise InputError.
 
     The format holds numbers and text alone, so the file may be untrusted.
-
-    Raises:
-        InputError: the file is missing, damaged or has no header of this project.
     """
-    path = Path(path)
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "no such file"
+    if not Path(path).is_file():
+        kind = "a folder" if Path(path).is_dir() else "no such file"
         raise InputError(f"{path}: {kind}; {made_by} writes it")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-        problem = "no header of this project" if isinstance(error, KeyError) else reason(error)
-        raise InputError(f"{path}: damaged, or not written by {made_by} ({problem})") from None
-    if not isinstance(header, dict):
-        raise InputError(f"{path}: damaged, or not written by {made_by}")
-    return header, tensors
+        with safe_open(path, framework="numpy") as file:
+            header = dict(json.loads((file.metadata() or {})[HEADER]))
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except KeyError:
+        raise InputError(f"{path}: not written by {made_by}") from None
+    except (OSError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: damaged, or not written by {made_by} ({reason(error)})"
+        ) from None

@@ -38,33 +38,19 @@ END_OF_JPEG = b"\xff\xd9"
 
 
 def load_image(source: Photograph, size: int) -> np.ndarray:
-    """Open a photograph, turn it upright and squeeze it to size x size.
+    """Open a photograph, upright, squeezed to a square: uint8 (size, size, 3), RGB.
 
     Where `size` exceeds SQUEEZE_SIZE, the photograph is squeezed to that first and then enlarged:
     copies of a data set come at many resolutions, and a model must see the same in all of them.
-
     Every format that Pillow reads is accepted; of an animation the first frame is used, and
-    transparent pixels are blended with white.
-
-    Returns:
-        uint8 array (size, size, 3), RGB.
-
-    Raises:
-        InputError: the file is missing, damaged, not a picture, or larger than MAX_PIXELS.
+    transparent pixels are blended with white. InputError if it cannot be read.
     """
     small = min(size, SQUEEZE_SIZE)
     return _load(source, 2 * small, lambda _: [(side, side) for side in sorted({small, size})])
 
 
 def load_thumbnail(source: Photograph, side: int) -> np.ndarray:
-    """Open a photograph for display, with its own proportions.
-
-    Returns:
-        uint8 array (height, width, 3), RGB; the larger of height and width is `side`.
-
-    Raises:
-        InputError: as `load_image`.
-    """
+    """Open a photograph for display: uint8 (height, width, 3), the larger of them `side`."""
 
     def fit(size: tuple[int, int]) -> list[tuple[int, int]]:
         return [tuple(max(1, round(side * length / max(size))) for length in size)]
@@ -89,14 +75,9 @@ def list_images(places: Iterable[str | os.PathLike]) -> list[Path]:
 
 
 def _load(source: Photograph, enough: int, sizes: Callable) -> np.ndarray:
-    """Open a photograph upright and resize it.
+    """Open a photograph upright and resize it to `sizes(its size)`, one after another.
 
-    Args:
-        source: see `Photograph`.
-        enough: the pixels per side that are needed; a JPEG is decoded at 1/2, 1/4 or 1/8 if
-            that leaves as many.
-        sizes: from the (width, height) of the upright photograph to the sizes to resize it to,
-            one after another.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves `enough` pixels per side.
     """
     if isinstance(source, np.ndarray):
         source = _from_array(source)
@@ -106,19 +87,18 @@ def _load(source: Photograph, enough: int, sizes: Callable) -> np.ndarray:
         if isinstance(source, Image.Image):
             return _resized(_upright(source), sizes)
         if is_path and not path.is_file():  # opening a pipe would block
-            kind = (
-                "a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
-            )
+            kind = "a folder without pictures" if path.is_dir() else "no such file"
             raise InputError(f"{path}: {kind}; expected a picture")
-        with Image.open(path if is_path else source) as image:
+        file = io.BytesIO(path.read_bytes()) if is_path else source
+        with Image.open(file) as image:
             image.draft(None, (enough, enough))
             try:
                 return _resized(_upright(image), sizes)
             except OSError:
                 if image.format != "JPEG":
                     raise
-        data = path.read_bytes() if is_path else (source.seek(0), source.read())[1]
-        return _resized(_upright(_without_end_marker(data)), sizes)
+        file.seek(0)
+        return _resized(_upright(_without_end_marker(file.read())), sizes)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -174,7 +154,7 @@ def _damage_reported(path: Path | str) -> Iterator[None]:
 
 
 def _resized(image: Image.Image, sizes: Callable) -> np.ndarray:
-    """Resize to `sizes`, one after another: uint8 (height, width, 3), RGB."""
+    """Resize and convert: uint8 (height, width, 3), RGB."""
     deep_grey = image.mode.startswith(("I", "F"))  # 16 or 32 bits per pixel
     if deep_grey:
         sixteen_bit, image = image.mode.startswith("I;16"), image.convert("F")

@@ -115,8 +115,7 @@ class MergeDecoder(keras.Model):
     def merge(self, outputs, image, training=False):
         """Merge RNN outputs (I, N, U) with encoded images; N counts all prefixes of an image.
 
-        Returns:
-            activations (I, N, U); attention weights (I, heads, N, P), None without attention.
+        Returns activations (I, N, U) and attention weights (I, heads, N, P), or None.
         """
         attention = None
         merged = self.word_dense(outputs) + image[0][:, None]  # (I, N, U)
@@ -139,15 +138,9 @@ class MergeDecoder(keras.Model):
     # --- one pass over whole captions, one step of decoding -------------------------------------
 
     def read_captions(self, words, features, training=False):
-        """One pass over K captions for each of I images: activations after every prefix.
+        """One pass over captions (I, K, T) from START -> activations after every prefix.
 
-        Args:
-            words: int (I, K, T), each caption from START, padded at the end.
-            features: (I, C) or (I, P, C).
-            training: whether dropout is on.
-
-        Returns:
-            (I, K * T, U); those after a pad are meaningless.
+        They are (I, K * T, U); those after a pad are meaningless.
         """
         images, captions, length = ops.shape(words)
         outputs, _ = self.read_words(ops.reshape(words, (-1, length)), training=training)
@@ -157,14 +150,8 @@ class MergeDecoder(keras.Model):
     def target_logits(self, words, features, training=False):
         """Logits for every target word; pads are left out of the largest multiplication.
 
-        Args:
-            words: int (I, K, T), START to END, then pads.
-            features: (I, C) or (I, P, C).
-            training: whether dropout is on.
-
-        Returns:
-            float32 logits (N, V) for the N targets that are not pads; the targets (N,); the
-            caption of each (N,), from 0 to I * K - 1.
+        Captions (I, K, T), START to END, then pads -> float32 logits (N, V) for the N targets
+        that are not pads; the targets (N,); the caption of each (N,), from 0 to I * K - 1.
         """
         merged = self.read_captions(words[:, :, :-1], features, training)
         merged = ops.reshape(merged, (-1, self.config.units))
@@ -180,15 +167,9 @@ class MergeDecoder(keras.Model):
         return ops.reshape(logits, (*ops.shape(words), self.vocabulary_size))
 
     def step(self, words, state, image):
-        """One decoding step for B hypotheses per image.
+        """One decoding step: last words (I, B) -> log-probabilities of the next (I, B, V), state.
 
-        Args:
-            words: int (I, B), the last word of each hypothesis.
-            state: list of (I * B, U), from the previous step; at first `initial_state`.
-            image: from `encode_image`.
-
-        Returns:
-            float32 log-probabilities of the next word (I, B, V); the new state.
+        The state is a list of (I * B, U), at first `initial_state`; `image` is of `encode_image`.
         """
         outputs, state = self.read_words(ops.reshape(words, (-1, 1)), state)
         outputs = ops.reshape(outputs, (*ops.shape(words), self.config.units))

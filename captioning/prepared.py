@@ -23,17 +23,16 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 from tqdm.auto import tqdm
 
 from captioning.errors import InputError, reason
 from captioning.files import (
-    HEADER,
     json_bytes,
     locked,
     read_json,
     read_tensors,
     replace_together,
+    tensor_bytes,
 )
 from captioning.vocabulary import TOKENIZERS, Vocabulary
 
@@ -90,8 +89,8 @@ def write_captions(folder, dataset, vocabulary: Vocabulary, max_words: int, para
         for split, images in dataset.splits.items():
             files[_captions_file(folder, split)] = _raw_captions(images, dataset.captions)
             tokens = _encode(images, dataset.captions, vocabulary)
-            header = {HEADER: json.dumps({"vocabulary": vocabulary.fingerprint})}
-            files[_tokens_file(folder, split)] = safetensors.numpy.save(vars(tokens), header)
+            header = {"vocabulary": vocabulary.fingerprint}
+            files[_tokens_file(folder, split)] = tensor_bytes(vars(tokens), header)
         files[folder / "vocabulary.json"] = json_bytes(vocabulary.to_json(), indent=None)
         description = {
             "version": VERSION,

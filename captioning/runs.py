@@ -17,7 +17,7 @@ import numpy as np
 
 from captioning.checkpoint import Checkpoint
 from captioning.errors import InputError, log
-from captioning.files import read_tensors, write_bytes, write_tensors, write_text
+from captioning.files import read_tensors, tensor_bytes, write_bytes, write_text
 from captioning.plots import plot_history
 
 STATE_FILE, HISTORY_FILE = "resume.safetensors", "history.csv"
@@ -105,7 +105,7 @@ class Run:
         plot_history(self.history, self.folder / "curves.png")
         tensors = {f"{n:04}": np.asarray(v) for n, v in enumerate(self.variables)}
         state = {"settings": self._settings, "history": self.history}
-        write_tensors(self.folder / STATE_FILE, tensors, state)
+        write_bytes(self.folder / STATE_FILE, tensor_bytes(tensors, state))
 
     def _epoch_file(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch:03}.safetensors"

@@ -1,4 +1,4 @@
-"""Importing TensorFlow: quietly, once, and as Keras' backend."""
+"""Importing TensorFlow: without its messages, and as Keras' backend."""
 
 import contextlib
 import gc
@@ -12,11 +12,7 @@ from captioning.errors import InputError
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Hide what native code writes to stderr; show it if the block raises.
-
-    TensorFlow prints a dozen lines while it is imported, before its log level applies.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    """Hide what native code writes to stderr; show it if the block raises."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as hidden:
         stderr = os.dup(2)
@@ -35,24 +31,20 @@ def quiet_stderr() -> Iterator[None]:
 def import_tensorflow() -> None:
     """Import TensorFlow and Keras, which takes some seconds.
 
-    Garbage collection is off meanwhile: it would take a fifth of that time and find nothing.
-
-    Raises:
-        InputError: Keras already runs on another backend in this process.
+    TensorFlow prints a dozen lines before its log level applies. Garbage collection would take a
+    fifth of the time and find nothing. InputError if Keras runs on another backend already.
     """
-    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     gc.disable()
     try:
         with quiet_stderr():
             import keras
-            import tensorflow as tf
-
-            tf.config.list_logical_devices()
+            import tensorflow as tf  # noqa: F401
     finally:
         gc.freeze()
         gc.enable()
     if (backend := keras.backend.backend()) != "tensorflow":
         raise InputError(
-            f"Keras was imported with the backend {backend}; captioning needs tensorflow: "
+            f"Keras was imported with the backend {backend}, captioning needs tensorflow: "
             "import captioning first, or set KERAS_BACKEND=tensorflow"
         )
