@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioning.dataset import CaptionDataset
+from captioning.datasets import CaptionDataset
 from captioning.embeddings import WordVectors, embedding_matrix
 from captioning.features import cache_folder
 from captioning.files import write_json
@@ -38,7 +38,7 @@ THINGS = ("dog", "ball", "house", "car")
 PLACES = ("on grass", "by the sea", "in deep white snow", "at night")
 
 
-# Keras copies TensorFlow's variables in a way that NumPy 2 remarks on; it cannot be mended here.
+# NumPy 2 warns of how Keras copies TensorFlow's variables
 KERAS_COPIES = "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 
 
@@ -61,12 +61,18 @@ def write_cache(prepared, images, encoder, mirrored=False, failed=(), keep_grid=
     if keep_grid:
         np.save(folder / "grid.npy", grid)
     index = {
-        "version": 1,
+        "version": 2,
+        "complete": True,
         "encoder": encoder,
         "mirrored": mirrored,
         "has_grid": keep_grid,
-        "batch_size": 16,
         "images": images,
+        "files": [
+            None
+            if image in failed
+            else (1, 0, f"{row:016x}", f"{row * 0x9E3779B97F4A7C15 % 2**64:016x}")
+            for row, image in enumerate(images)
+        ],
         "failed": dict.fromkeys(failed, "damaged picture"),
     }
     write_json(folder / "index.json", index)
@@ -93,7 +99,7 @@ def make_prepared():
         )
         training = [tokenize(text) for texts in captions["train"].values() for text in texts]
         vocabulary = Vocabulary.from_captions(training, min_count=min_count)
-        write_captions(folder, dataset, vocabulary, {})
+        write_captions(folder, dataset, vocabulary, 30, {})
         rng = np.random.default_rng(0)
         vectors = {word: rng.normal(size=DIMENSION).astype("f4") for word in vocabulary.words[4:]}
         matrix = embedding_matrix(vocabulary, WordVectors(DIMENSION, vectors))
@@ -146,62 +152,43 @@ def tiny_prepared(tmp_path_factory, make_prepared, tiny_captions, tiny_encoder):
     from captioning.encoders import load_encoder
 
     folder = tmp_path_factory.mktemp("tiny") / "prepared"
-    return make_prepared(folder, tiny_captions, load_encoder(tiny_encoder).describe())
+    return make_prepared(folder, tiny_captions, load_encoder(tiny_encoder).to_json())
 
 
 @pytest.fixture(scope="session")
-def make_trainer():
-    """A function that makes a Trainer of a tiny model on a prepared folder."""
-    from captioning.batches import feature_shape, open_caches
-    from captioning.model import ModelConfig
-    from captioning.prepared import Prepared
-    from captioning.training import Trainer, TrainingConfig
+def train_tiny():
+    """A function that runs train.py in this process, with a tiny model."""
 
-    def make(folder, output, attention="none", rnn="gru", units=16, dropout=0.2, **settings):
-        prepared, caches = Prepared(folder), open_caches(folder)
-        embeddings = prepared.embeddings()
-        config = ModelConfig(
-            vocabulary_size=len(prepared.vocabulary),
-            feature_shape=feature_shape(caches[0], attention),
-            embedding_size=embeddings.shape[1],
-            rnn=rnn,
-            units=units,
-            attention=attention,
-            heads=2,
-            word_dropout=dropout,
-            rnn_dropout=dropout,
-            image_dropout=dropout,
-            merge_dropout=dropout,
-        )
-        training = TrainingConfig(**{"epochs": 2, "batch_size": 12, **settings})
-        return Trainer(prepared, caches, config, training, output, embeddings=embeddings)
+    def call(data, output, *options):
+        import train
 
-    return make
+        tiny = ("--units", 16, "--heads", 2, "--epochs", 2, "--batch-size", 12, "--dropout", 0.2)
+        arguments = ["--data", data, "--output", output, *tiny, *options]
+        train.main(train.parse_arguments(list(map(str, arguments))))
+        return output
+
+    return call
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory, tiny_prepared, make_trainer):
+def tiny_run(tmp_path_factory, tiny_prepared, train_tiny):
     """The output folder of two epochs of training, enough to say something of each image."""
-    output = tmp_path_factory.mktemp("run")
-    settings = {"batch_size": 1, "captions_per_image": 1, "learning_rate": 0.02}
-    for _ in make_trainer(tiny_prepared, output, dropout=0.0, **settings).epochs():
-        pass
-    return output
+    options = ("--batch-size", 3, "--dropout", 0, "--learning-rate", 0.02, "--epochs", 4)
+    return train_tiny(tiny_prepared, tmp_path_factory.mktemp("run"), *options)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_run):
     """The best checkpoint of `tiny_run`."""
-    return tiny_run / "best.keras"
+    return tiny_run / "best.safetensors"
 
 
 @pytest.fixture(scope="session")
-def tiny_grid_checkpoint(tmp_path_factory, tiny_prepared, make_trainer):
-    """A checkpoint with attention, as it is before training."""
-    folder = tmp_path_factory.mktemp("grid")
-    trainer = make_trainer(tiny_prepared, folder, attention="grid")
-    trainer.checkpoint.save(folder / "grid.keras")
-    return folder / "grid.keras"
+def tiny_grid_checkpoint(tmp_path_factory, tiny_prepared, train_tiny):
+    """A checkpoint with attention."""
+    output = tmp_path_factory.mktemp("grid")
+    train_tiny(tiny_prepared, output, "--attention", "grid", "--epochs", 1)
+    return output / "best.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -224,10 +211,7 @@ def without_meteor(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def collected():
-    """Undo what commands do to be quick: they tell Python's collector to pass over what is there.
-
-    Hypothesis wants to know of all generators who else holds them, and asks the collector.
-    """
+    """Undo gc.freeze(), which scripts call: Hypothesis asks the collector for all generators."""
     yield
     gc.unfreeze()
 
@@ -260,7 +244,7 @@ def process(tmp_path):
     started = []
 
     def start(name, *arguments):
-        # A shell starts what it runs in the background deaf to Ctrl-C, and so its children.
+        # background jobs of a shell ignore SIGINT, and so do their children
         code = (
             "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
             f"sys.argv = sys.argv[1:]; runpy.run_path({str(ROOT / name)!r}, run_name='__main__')"

@@ -77,6 +77,11 @@ FEATURES = tf.constant([[0.0], [1.0], [0.0]])
 EVERY_CAPTION = sum(len(WORDS) ** length for length in range(MAX_WORDS + 1))
 
 
+def totals(captions):
+    """Log-probabilities (I, W) of whole captions."""
+    return captions.log_probabilities.numpy().sum(-1)
+
+
 def trimmed(row):
     """Ids up to END, after checking that pads alone follow."""
     row = np.asarray(row).tolist()
@@ -88,9 +93,9 @@ def trimmed(row):
 @pytest.mark.parametrize("seed", range(4))
 def test_greedy_search_takes_the_best_word_at_every_step(seed):
     model = Scripted(seed)
-    captions, scores = decode_greedily(model, FEATURES, MAX_WORDS)
-    assert captions.shape == (3, 1, MAX_WORDS + 1)
-    firsts = zip((0, 1, 0), captions.numpy()[:, 0], scores.numpy()[:, 0], strict=True)
+    found = decode_greedily(model, FEATURES, MAX_WORDS)
+    assert found.words.shape == (3, 1, MAX_WORDS + 1)
+    firsts = zip((0, 1, 0), found.words.numpy()[:, 0], totals(found)[:, 0], strict=True)
     for script, caption, score in firsts:
         expected = model.greedy(script, MAX_WORDS)
         assert trimmed(caption) == expected
@@ -101,11 +106,11 @@ def test_greedy_search_takes_the_best_word_at_every_step(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_wide_beam_finds_the_optimum(seed, length_penalty):
     model = Scripted(seed)
-    captions, scores = beam_search(model, FEATURES, EVERY_CAPTION, length_penalty, MAX_WORDS)
-    for script, rows, totals in zip((0, 1, 0), captions.numpy(), scores.numpy(), strict=True):
+    found = beam_search(model, FEATURES, EVERY_CAPTION, length_penalty, MAX_WORDS)
+    for script, rows, total in zip((0, 1, 0), found.words.numpy(), totals(found), strict=True):
         best = trimmed(rows[0])
         assert best == model.optimum(script, MAX_WORDS, length_penalty)
-        assert totals[0] == pytest.approx(model.log_probability(script, best), abs=1e-4)
+        assert total[0] == pytest.approx(model.log_probability(script, best), abs=1e-4)
 
 
 class Chain:
@@ -154,7 +159,7 @@ def test_a_beam_stops_when_nothing_better_can_come_and_no_sooner(length_penalty)
     )
     lengths = set()
     for script in range(scripts):
-        captions, _ = search(tf.constant([[float(script)]]))
+        captions = search(tf.constant([[float(script)]])).words
         length = model.best_length(script, longest, length_penalty)
         assert trimmed(captions[0, 0]) == [WORDS[0]] * length + [END]
         lengths.add(length)
@@ -165,22 +170,26 @@ def test_a_beam_stops_when_nothing_better_can_come_and_no_sooner(length_penalty)
 @pytest.mark.parametrize("width", [1, 2, 3, 7])
 def test_a_beam_returns_what_it_says(width):
     model = Scripted(5)
-    captions, scores = beam_search(model, FEATURES, width, 1.0, MAX_WORDS)
-    assert captions.shape == (3, 1, MAX_WORDS + 1)
-    firsts = zip((0, 1, 0), captions.numpy()[:, 0], scores.numpy()[:, 0], strict=True)
-    for script, row, score in firsts:
-        assert score == pytest.approx(model.log_probability(script, trimmed(row)), abs=1e-4)
-    np.testing.assert_array_equal(captions[0], captions[2])  # the same image, the same captions
+    found = beam_search(model, FEATURES, width, 1.0, MAX_WORDS)
+    assert found.words.shape == (3, 1, MAX_WORDS + 1)
+    for image, script in enumerate((0, 1, 0)):
+        caption = trimmed(found.words[image, 0])
+        each = found.log_probabilities[image, 0].numpy()
+        for length in range(1, len(caption) + 1):  # of every word, not of the whole alone
+            expected = model.log_probability(script, caption[:length])
+            assert each[:length].sum() == pytest.approx(expected, abs=1e-4)
+        assert not each[len(caption) :].any()
+    np.testing.assert_array_equal(found.words[0], found.words[2])  # the same image
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_beam_is_never_less_probable_than_the_greedy_caption(seed):
     model = Scripted(seed)
-    _, greedy = decode_greedily(model, FEATURES, MAX_WORDS)
+    greedy = totals(decode_greedily(model, FEATURES, MAX_WORDS))
     # Of one, which follows the greedy words until they end; of all there are.
     for width in (1, EVERY_CAPTION):
-        _, beam = beam_search(model, FEATURES, width, 0.0, MAX_WORDS)
-        assert np.all(beam[:, 0] >= greedy[:, 0] - 1e-5)
+        beam = totals(beam_search(model, FEATURES, width, 0.0, MAX_WORDS))
+        assert np.all(beam >= greedy - 1e-5)
 
 
 @pytest.mark.parametrize("batch", [2, 7, 40])
@@ -197,13 +206,13 @@ def test_images_leave_the_batch_when_they_are_done_and_nothing_else_changes(batc
     for search in searches:
         compiled = tf.function(search, input_signature=[tf.TensorSpec((None, 1))])
         model.rows.clear()
-        captions, scores = compiled(features)
+        found = compiled(features)
         together = sum(model.rows)
         model.rows.clear()
         alone = [compiled(features[i : i + 1]) for i in range(batch)]
-        np.testing.assert_array_equal(captions, np.concatenate([ids for ids, _ in alone]))
-        np.testing.assert_allclose(scores, np.concatenate([total for _, total in alone]), 1e-6)
-        lengths = [len(trimmed(row)) for row in captions.numpy()[:, 0]]
+        np.testing.assert_array_equal(found.words, np.concatenate([one.words for one in alone]))
+        np.testing.assert_allclose(totals(found), np.concatenate(list(map(totals, alone))), 1e-6)
+        lengths = [len(trimmed(row)) for row in found.words.numpy()[:, 0]]
         assert len(set(lengths)) > 1
         # at most a quarter of the rows of a step are of images that were done before
         assert together <= sum(model.rows) / 0.75 + longest
@@ -248,8 +257,8 @@ def test_special_tokens_are_never_said_and_captions_end_in_time(max_words):
 def test_samples_follow_the_distribution():
     probabilities = np.array([0.05, 0.05, 0.2, 0.1, 0.3, 0.2, 0.1])
     model = Constant(probabilities)
-    captions, scores = sample(model, tf.zeros((4, 1)), 5000, tf.constant([7, 1]), max_words=1)
-    first = captions.numpy()[:, :, 0].ravel()
+    found = sample(model, tf.zeros((4, 1)), 5000, tf.constant([7, 1]), max_words=1)
+    first = found.words.numpy()[:, :, 0].ravel()
     expected = probabilities.copy()
     expected[SPECIALS] = 0
     expected /= expected.sum()
@@ -259,7 +268,7 @@ def test_samples_follow_the_distribution():
     both = (pairs[:, :, :2] == WORDS[0]).all(-1).mean()
     assert both == pytest.approx(expected[WORDS[0]] ** 2, abs=0.01)
     said = np.log(probabilities)[first] + np.where(first == END, 0, np.log(probabilities[END]))
-    np.testing.assert_allclose(scores.numpy().ravel(), said, atol=1e-5)
+    np.testing.assert_allclose(totals(found).ravel(), said, atol=1e-5)
 
 
 def test_the_same_seed_draws_the_same_samples():
@@ -275,8 +284,7 @@ def test_the_same_seed_draws_the_same_samples():
 
 def test_samples_of_a_scripted_model_carry_their_log_probability():
     model = Scripted(9)
-    captions, scores = sample(model, FEATURES, 20, tf.constant([0, 0]), MAX_WORDS)
-    for script, rows, totals in zip((0, 1, 0), captions.numpy(), scores.numpy(), strict=True):
-        for row, total in zip(rows, totals, strict=True):
-            said = trimmed(row)
-            assert total == pytest.approx(model.log_probability(script, said), abs=1e-4)
+    found = sample(model, FEATURES, 20, tf.constant([0, 0]), MAX_WORDS)
+    for script, rows, scores in zip((0, 1, 0), found.words, totals(found), strict=True):
+        for row, score in zip(rows, scores, strict=True):
+            assert score == pytest.approx(model.log_probability(script, trimmed(row)), abs=1e-4)

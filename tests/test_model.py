@@ -1,27 +1,25 @@
 """One pass over a caption, a step at a time, or prefix by prefix: the same model."""
 
-import dataclasses
 import inspect
 import itertools
-import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from captioning.model import MergeDecoder, ModelConfig
+from captioning.config import Config
+from captioning.model import MergeDecoder
 from captioning.vocabulary import PAD, START
 
 IMAGES, CAPTIONS, LENGTH, WORDS = 2, 3, 5, 11
 KINDS = list(itertools.product(("gru", "lstm"), ("none", "grid")))
 
 
-def build(rnn="gru", attention="none", dtype="float32", **changes):
-    """A small model in which every weight, biases and scales too, is away from its start."""
+def build(rnn="gru", attention="none", **settings):
+    """A small model whose weights, biases and scales too, are far from their initial values."""
     shape = (4, 6) if attention == "grid" else (6,)
-    config = ModelConfig(WORDS, shape, 5, rnn, units=8, attention=attention, heads=2)
-    model = MergeDecoder(dataclasses.replace(config, **changes), dtype=dtype)
-    model.build_for_captions()
+    config = Config(rnn=rnn, attention=attention, units=8, heads=2, dropout=0.3, **settings)
+    model = MergeDecoder(config, WORDS, shape, embedding_size=5)
     rng = np.random.default_rng(0)
     for variable in model.trainable_variables:
         variable.assign(rng.normal(0, 0.5, variable.shape))
@@ -35,7 +33,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def features(model):
-    shape = (IMAGES, *model.config.feature_shape)
+    shape = (IMAGES, *model.feature_shape)
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
@@ -59,7 +57,7 @@ def test_one_pass_equals_a_row_for_every_prefix(model, words, features):
             images.append(image)
     outputs, _ = model.read_words(tf.constant(np.array(rows)))
     last = tf.gather(outputs, ends, batch_dims=1)[:, None]  # (rows, 1, U): after the last word
-    merged = model.merge(last, model.encode_image(tf.constant(features[images])))
+    merged, _ = model.merge(last, model.encode_image(tf.constant(features[images])))
     expanded = np.asarray(model.score_words(merged)).reshape(IMAGES, CAPTIONS, LENGTH, WORDS)
     one_pass = predict(model, words, features)
     assert one_pass.std() > 0.1
@@ -115,16 +113,15 @@ def test_the_image_never_enters_the_rnn(model, words, features, monkeypatch):
 def test_attention_is_a_distribution_over_the_grid(words):
     model = build(attention="grid")
     grid = np.random.default_rng(3).normal(size=(IMAGES, 4, 6)).astype(np.float32)
-    image, state = model.encode_image(tf.constant(grid)), model.initial_state(IMAGES * CAPTIONS)
-    first = tf.constant(words[:, :, 0])
-    scores, _, weights = model.step(first, state, image, return_attention=True)
-    assert weights.shape == (IMAGES, 2, CAPTIONS, 4)
+    outputs, _ = model.read_words(tf.constant(words[:, 0]))
+    merged, weights = model.merge(outputs, model.encode_image(tf.constant(grid)))
+    assert weights.shape == (IMAGES, 2, LENGTH, 4)
     np.testing.assert_allclose(np.sum(weights, axis=-1), 1, atol=1e-6)
-    # The order of the grid's positions means nothing: the same picture, the same words.
+    # the order of the grid's positions means nothing: the same picture, the same words
     shuffled = model.encode_image(tf.constant(grid[:, ::-1].copy()))
-    again, _, moved = model.step(first, state, shuffled, return_attention=True)
-    np.testing.assert_allclose(again, scores, atol=1e-5)
-    np.testing.assert_allclose(moved[..., ::-1], weights, atol=1e-6)
+    again, moved = model.merge(outputs, shuffled)
+    np.testing.assert_allclose(again, merged, atol=1e-5)
+    np.testing.assert_allclose(moved.numpy()[..., ::-1], weights, atol=1e-6)
 
 
 def test_dropout_acts_in_training_alone(model, words, features):
@@ -137,8 +134,8 @@ def test_dropout_acts_in_training_alone(model, words, features):
 @pytest.mark.parametrize("attention", ["none", "grid"])
 def test_bfloat16_gives_float32_scores_near_the_exact_ones(attention, words):
     exact = build(attention=attention)
-    rough = build(attention=attention, dtype="mixed_bfloat16")
-    features = np.random.default_rng(1).normal(size=(IMAGES, *exact.config.feature_shape))
+    rough = build(attention=attention, bfloat16=True)
+    features = np.random.default_rng(1).normal(size=(IMAGES, *exact.feature_shape))
     features = features.astype(np.float32)
     scores = rough(tf.constant(words), tf.constant(features))
     assert scores.dtype == tf.float32
@@ -148,16 +145,5 @@ def test_bfloat16_gives_float32_scores_near_the_exact_ones(attention, words):
     np.testing.assert_allclose(np.exp(step).sum(axis=-1), 1, atol=1e-5)
 
 
-def test_the_model_starts_from_the_given_word_vectors():
-    vectors = np.random.default_rng(4).normal(size=(WORDS, 5)).astype(np.float32)
-    config = ModelConfig(WORDS, (6,), 5, units=8, train_embeddings=False)
-    model = MergeDecoder(config, vectors)
-    model.build_for_captions()
-    np.testing.assert_array_equal(model.embedding.embeddings, vectors)
-    assert model.embedding.trainable_variables == []
-
-
-def test_the_configuration_is_plain_json(model):
-    config = json.loads(json.dumps(model.get_config()))
-    assert config["config"]["rnn"] == model.config.rnn
-    assert tuple(config["config"]["feature_shape"]) == model.config.feature_shape
+def test_frozen_word_vectors_are_not_trained():
+    assert build(freeze_embeddings=True).embedding.trainable_variables == []

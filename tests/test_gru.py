@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from captioning.recurrent import GRU
+from captioning.gru import GRU
 
 BATCH, STEPS, SIZE, UNITS = 5, 7, 6, 8
 
