@@ -11,11 +11,12 @@ PIP = $(RUN) -m pip --disable-pip-version-check
 SHELL = /bin/bash
 .SHELLFLAGS = -euo pipefail -c
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint bench torture fuzz audit constraints clean
+.PHONY: help demo notebooks test lint bench torture fuzz audit constraints clean
 
-# The environment finds its packages in itself alone, whatever the user's shell has set.
+# Packages and the notebooks' kernel come from the environment alone, and plots go into the notebooks,
+# whatever the user's shell has set.
 export PYTHONNOUSERSITE = 1
-unexport PYTHONPATH
+unexport PYTHONPATH JUPYTER_PATH MPLBACKEND
 
 heading = printf '\n\033[1m== %s\033[0m\n'
 
@@ -47,7 +48,7 @@ constraints: ## choose the versions of indirect requirements anew: constraints.t
 	$(PINS)/venv/bin/pip install --quiet --upgrade -r $(PINS)/requirements-dev.txt setuptools
 	{ sed -n '/^#/p' constraints.txt; \
 	  { $(PINS)/venv/bin/pip freeze --all | grep -v '^pip=='; \
-	    grep 'sys_platform' constraints.txt; } | LC_ALL=C sort -f; } > $(PINS)/constraints.txt
+	    grep ' ; ' constraints.txt; } | LC_ALL=C sort -f; } > $(PINS)/constraints.txt
 	if grep -nE '://| @ ' $(PINS)/constraints.txt; then echo 'error: not a plain pin' >&2; exit 1; fi
 	mv $(PINS)/constraints.txt constraints.txt
 
@@ -55,15 +56,19 @@ constraints: ## choose the versions of indirect requirements anew: constraints.t
 
 DEMO_TEST = data/sample/Flickr8k_text/Flickr_8k.testImages.txt
 PRETRAINED = data/pretrained/captioner.keras
+# If a cell of a notebook fails, show the last line of what papermill says: the error itself.
+PAPERMILL = TQDM_DISABLE=1 $(RUN) -m papermill --log-level ERROR
+LAST_LINE = 2> demo/log || { grep . demo/log | tail -n 1 >&2; exit 1; }
 
 demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: about three minutes
 	@rm -rf demo
+	@mkdir demo
 	@$(heading) 'Step 1 of 4: captions -> words, ids and word vectors (seconds)'
-	$(RUN) tools/run_notebook.py caption_extraction.ipynb --set dataset=data/sample \
-		--set prepared=demo/prepared --save demo/caption_extraction.ipynb > /dev/null
+	$(PAPERMILL) caption_extraction.ipynb demo/caption_extraction.ipynb \
+		-p dataset data/sample -p prepared demo/prepared $(LAST_LINE)
 	@$(heading) 'Step 2 of 4: images -> features (20 seconds)'
-	$(RUN) tools/run_notebook.py image_extraction.ipynb --set dataset=data/sample \
-		--set prepared=demo/prepared --save demo/image_extraction.ipynb > /dev/null
+	$(PAPERMILL) image_extraction.ipynb demo/image_extraction.ipynb \
+		-p dataset data/sample -p prepared demo/prepared $(LAST_LINE)
 	@$(heading) 'Step 3 of 4: training, 300 pictures, 20 epochs (a minute or two)'
 	$(RUN) train.py --data demo/prepared --output demo/weights --epochs 20 --batch-size 50 \
 		--attention grid --units 256 --dropout 0.3 --learning-rate 0.002
@@ -87,6 +92,13 @@ demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: abo
 	@if [ -f demo/photographs.png ]; then \
 		echo '  demo/photographs.png            the photographs with their captions, good and bad'; \
 	fi
+
+CLEAN = --ExecutePreprocessor.record_timing=False --ClearMetadataPreprocessor.enabled=True \
+	--ClearMetadataPreprocessor.clear_cell_metadata=False \
+	--ClearMetadataPreprocessor.preserve_nb_metadata_mask='{"kernelspec", ("language_info", "name")}'
+notebooks: $(VENV)/installed ## run both notebooks again, in place, as they are committed: a minute
+	TQDM_DISABLE=1 $(RUN) -m nbconvert --to notebook --execute --inplace $(CLEAN) \
+		caption_extraction.ipynb image_extraction.ipynb
 
 # ---- tests ---------------------------------------------------------------------------------------
 

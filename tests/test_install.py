@@ -115,7 +115,7 @@ def test_the_requirements_are_those_that_are_tested():
         assert requirement.specifier.contains(pinned[requirement.name]), line
     needed = {Requirement(line).name for line in PROJECT["dependencies"]}
     listed = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    assert needed | {"jupyter"} == set(re.findall(r"^(\w+)==", listed, re.MULTILINE))
+    assert needed | {"jupyter", "papermill"} == set(re.findall(r"^(\w+)==", listed, re.MULTILINE))
 
 
 def test_an_installation_captions_from_any_folder(wheel, make_environment, tmp_path):

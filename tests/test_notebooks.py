@@ -1,4 +1,5 @@
-import importlib.util
+"""The two notebooks: run by papermill, as `make demo` does, and as they are committed."""
+
 import os
 import shutil
 import signal
@@ -10,9 +11,9 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+from test_features import wait_until
 
 from captioning.features import FeatureCache, cache_folder
-from captioning.files import InputError
 from captioning.plots import principal_components
 from captioning.prepared import Prepared
 
@@ -23,19 +24,37 @@ MAX_BYTES = 1_200_000  # of a committed notebook, pictures included
 SPLITS = {"train": 20, "dev": 4, "test": 4}
 
 
-def run_notebook(notebook, *arguments, **parameters):
-    """Run tools/run_notebook.py as a user does, from a folder of no importance."""
-    settings = [f"--set={name}={value}" for name, value in parameters.items()]
-    return subprocess.run(
-        [sys.executable, ROOT / "tools" / "run_notebook.py", notebook, *settings, *arguments],
-        cwd=Path(notebook).parent,
-        capture_output=True,
+def start_papermill(notebook, output, **parameters):
+    """Start papermill in a process group of its own; parameters are passed as on a command line."""
+    command = [sys.executable, "-m", "papermill", notebook, output, "--log-level", "ERROR"]
+    for name, value in parameters.items():
+        command += ["-p", name, str(value)]
+    environment = os.environ | {"TQDM_DISABLE": "1"}
+    for name in ("JUPYTER_PATH", "MPLBACKEND"):
+        environment.pop(name, None)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        start_new_session=True,
     )
 
 
-# ---- the two notebooks, run anew -----------------------------------------------------------------
+def run_papermill(notebook, output, **parameters):
+    """Run papermill to its end; returns its status and the last line of stderr."""
+    running = start_papermill(notebook, output, **parameters)
+    _, err = running.communicate(timeout=300)
+    return running.returncode, [line for line in err.splitlines() if line][-1:]
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+# ---- the two notebooks, run ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +77,15 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(dataset, tmp_path_factory):
-    """What both notebooks make of it, and what they print."""
+    """What both notebooks write, and what the second prints."""
     folder = tmp_path_factory.mktemp("run") / "prepared"
     caption_settings = {"minimum_count": 2, "embedding_dimension": 8, "embedding_epochs": 2}
     image_settings = {"mirrored": True, "image_size": 96, "batch_size": 8}
+    output = folder.with_name("executed.ipynb")
     for notebook, settings in zip(NOTEBOOKS, (caption_settings, image_settings), strict=True):
-        done = run_notebook(ROOT / notebook, dataset=dataset, prepared=folder, **settings)
-        assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+        status, last = run_papermill(notebook, output, dataset=dataset, prepared=folder, **settings)
+        assert status == 0, last
+    return folder, output.read_text()
 
 
 def test_caption_extraction_writes_a_prepared_folder(prepared):
@@ -94,111 +114,29 @@ def test_image_extraction_writes_features(prepared, mirrored):
     assert np.linalg.norm(cache.pooled[:-1], axis=1).min() > 0
 
 
-# ---- the two notebooks as they are in the repository ---------------------------------------------
+# ---- the two notebooks as they are committed -----------------------------------------------------
 
 
-@pytest.fixture(params=NOTEBOOKS)
-def committed(request):
-    return nbformat.read(ROOT / request.param, as_version=4)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_committed_notebooks_are_executed_in_order_and_bare(name):
+    notebook = nbformat.read(ROOT / name, as_version=4)
+    nbformat.validate(notebook)
+    assert (ROOT / name).stat().st_size < MAX_BYTES
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.language_info == {"name": "python"}
+    cells = code_cells(ROOT / name)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert [cell.metadata.get("tags") for cell in cells] == [["parameters"]] + [None] * len(
+        cells[1:]
+    )
 
 
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def test_committed_notebooks_are_executed_in_order(committed):
-    nbformat.validate(committed)
-    counts = [cell.execution_count for cell in code_cells(committed)]
-    assert counts == list(range(1, len(counts) + 1))
-
-
-def test_committed_notebooks_show_results_alone(committed):
-    outputs = [output for cell in code_cells(committed) for output in cell.outputs]
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_committed_notebooks_show_only_results(name):
+    outputs = [output for cell in code_cells(ROOT / name) for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
-
-
-def test_committed_notebooks_begin_with_parameters(committed):
-    tags = [cell.metadata.get("tags", []) for cell in code_cells(committed)]
-    assert tags[0] == ["parameters"]
-    assert not any(tags[1:])
-
-
-def test_committed_notebooks_are_small_and_bare(committed):
-    assert len(nbformat.writes(committed)) < MAX_BYTES
-    assert set(committed.metadata) == {"kernelspec", "language_info"}
-    assert committed.metadata.language_info == {"name": "python"}
-
-
-# ---- the runner ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def runner():
-    """tools/run_notebook.py as a module."""
-    path = ROOT / "tools" / "run_notebook.py"
-    spec = importlib.util.spec_from_file_location("run_notebook", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def notebook(tmp_path):
-    """Write a small notebook with the given last cell; returns its path."""
-
-    def write(last_cell):
-        cells = [
-            nbformat.v4.new_code_cell('name = "x"\ncount = 1', metadata={"tags": ["parameters"]}),
-            nbformat.v4.new_code_cell("import sys\nfrom captioning.files import InputError"),
-            nbformat.v4.new_code_cell(last_cell),
-        ]
-        path = tmp_path / "small.ipynb"
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-        return path
-
-    return write
-
-
-def test_parameters_reach_the_cells_and_progress_stays_out_of_the_result(notebook, tmp_path):
-    path = notebook("print(name, count + 1)\nprint('progress', file=sys.stderr)")
-    before = path.read_bytes()
-    saved = tmp_path / "saved.ipynb"
-    done = run_notebook(path, "--save", saved, name="it's 5", count=41)
-    assert (done.returncode, done.stdout) == (0, "it's 5 42\n")
-    assert "progress" in done.stderr
-    assert path.read_bytes() == before
-    parameters, injected, _, last = nbformat.read(saved, as_version=4).cells
-    assert parameters.source == 'name = "x"\ncount = 1'
-    assert injected.source == 'name = "it\'s 5"\ncount = 41'
-    assert [output.text for output in last.outputs] == ["it's 5 42\n"]
-
-
-def test_an_unknown_parameter_is_refused(notebook):
-    done = run_notebook(notebook("print('never run')"), encodr="vgg16")
-    message = "error: encodr: no such parameter; there are name, count\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
-
-
-@pytest.mark.parametrize(
-    ("assignment", "message"),
-    [
-        ("count=many", "count=many: expected int, as in count=1"),
-        ("count=True", "count=True: expected int, as in count=1"),
-        ("count", "count: expected NAME=VALUE"),
-    ],
-)
-def test_wrong_values_are_refused(notebook, runner, assignment, message):
-    with pytest.raises(InputError) as error:
-        runner.set_parameters(runner.read_notebook(notebook("")), [assignment])
-    assert str(error.value) == message
-
-
-def test_relative_parameters_are_told_where_they_start(notebook):
-    done = run_notebook(notebook("print(name)"), name="x")  # in another folder than the root
-    assert (done.returncode, done.stdout) == (0, "x\n")
-    assert done.stderr == f"relative paths among the parameters start at {ROOT}\n"
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -209,48 +147,77 @@ def test_a_map_of_one_or_two_vectors(count):
     assert shares.tolist() == pytest.approx([count - 1, 0])
 
 
-def test_captions_without_a_word_are_told(tmp_path):
+# ---- papermill -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """Write a small notebook with the given last cell; returns its path."""
+
+    def write(last_cell):
+        parameters = 'name = "x"\ncount = 1'
+        cells = [
+            nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(last_cell),
+        ]
+        kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+        metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+        path = tmp_path / "small.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+        return path
+
+    return write
+
+
+def test_parameters_reach_the_cells_of_this_environment_and_outputs_are_saved(notebook, tmp_path):
+    path = notebook("import os, sys\nprint(name, count + 1, sys.executable, os.getcwd())")
+    before = path.read_bytes()
+    output = tmp_path / "output.ipynb"
+    assert run_papermill(path, output, name="it's 5", count=41)[0] == 0
+    printed = code_cells(output)[-1].outputs[0].text
+    assert printed == f"it's 5 42 {sys.executable} {ROOT}\n"
+    assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_keeps_a_foreign_kernel_and_plot_backend_out():
+    foreign = {"JUPYTER_PATH": "/somewhere", "MPLBACKEND": "svg", "PYTHONPATH": "/elsewhere"}
+    command = ["make", "-s", "--eval=show: ; @env", "show"]
+    shown = subprocess.run(command, cwd=ROOT, env=os.environ | foreign, capture_output=True)
+    assert shown.returncode == 0, shown.stderr
+    assert not [name for name in foreign if name.encode() in shown.stdout]
+
+
+def test_captions_without_a_word_end_in_one_line(tmp_path):
     for number in range(3):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     (tmp_path / "captions.csv").write_text("".join(f"{number}.png,!!!\n" for number in range(3)))
-    done = run_notebook(
-        ROOT / "caption_extraction.ipynb", dataset=tmp_path, prepared=tmp_path / "prepared"
+    output = tmp_path / "output.ipynb"
+    assert run_papermill(
+        NOTEBOOKS[0], output, dataset=tmp_path, prepared=tmp_path / "prepared"
+    ) == (
+        1,
+        [f"InputError: {tmp_path}: its training captions hold no word; is the tokenizer right?"],
     )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
-        f"error: {tmp_path}: its training captions hold no word; is the tokenizer right?"
+
+
+def test_a_failing_cell_ends_in_its_error_and_the_output_is_kept(notebook, tmp_path):
+    output = tmp_path / "output.ipynb"
+    status, last = run_papermill(notebook("print(1 / 0)"), output)
+    assert (status, last) == (1, ["ZeroDivisionError: division by zero"])
+    assert code_cells(output)[-1].outputs[-1].ename == "ZeroDivisionError"
+
+
+def test_an_interrupted_run_leaves_no_kernel(notebook, tmp_path):
+    code = (
+        "import os, pathlib, time\npathlib.Path(name).write_text(str(os.getpid()))\ntime.sleep(60)"
     )
-
-
-def test_an_input_error_ends_in_its_message(notebook):
-    done = run_notebook(notebook('raise InputError("x: no such folder; give another")'))
-    assert (done.returncode, done.stderr) == (2, "error: x: no such folder; give another\n")
-
-
-def test_another_error_ends_in_its_traceback(notebook):
-    done = run_notebook(notebook("print(1 / 0)"))
-    assert done.returncode == 1
-    assert "ZeroDivisionError: division by zero" in done.stderr
-
-
-def test_what_is_no_notebook_is_refused(runner, tmp_path):
-    (tmp_path / "text.ipynb").write_text("text")
-    with pytest.raises(InputError, match=r"text.ipynb: not a notebook"):
-        runner.read_notebook(tmp_path / "text.ipynb")
-    with pytest.raises(InputError, match=r"absent.ipynb: cannot be read"):
-        runner.read_notebook(tmp_path / "absent.ipynb")
-
-
-def test_an_interrupted_run_says_so_and_leaves_no_kernel(notebook):
-    path = notebook("import os, time\nprint(os.getpid())\ntime.sleep(60)")
-    command = [sys.executable, ROOT / "tools" / "run_notebook.py", path]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        kernel = int(process.stdout.readline())
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert told.strip().startswith("stopped; ")
+    written = tmp_path / "kernel"
+    running = start_papermill(notebook(code), tmp_path / "output.ipynb", name=written)
+    wait_until(lambda: written.exists() and written.read_text(), running)
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert err.endswith("Aborted!\n")
     with pytest.raises(ProcessLookupError):
-        os.kill(kernel, 0)
+        os.kill(int(written.read_text()), 0)
