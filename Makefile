@@ -55,7 +55,7 @@ constraints: ## choose the versions of indirect requirements anew: constraints.t
 # ---- the four steps on the drawn data set --------------------------------------------------------
 
 DEMO_TEST = data/sample/Flickr8k_text/Flickr_8k.testImages.txt
-PRETRAINED = data/pretrained/captioner.keras
+PRETRAINED = data/pretrained/captioner.safetensors
 # If a cell of a notebook fails, show the last line of what papermill says: the error itself.
 PAPERMILL = TQDM_DISABLE=1 $(RUN) -m papermill --log-level ERROR
 LAST_LINE = 2> demo/log || { grep . demo/log | tail -n 1 >&2; exit 1; }
@@ -73,10 +73,10 @@ demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: abo
 	$(RUN) train.py --data demo/prepared --output demo/weights --epochs 20 --batch-size 50 \
 		--attention grid --units 256 --dropout 0.3 --learning-rate 0.002
 	@$(heading) 'Step 4 of 4: captions of pictures that training has not seen'
-	$(RUN) test.py --split test --data demo/prepared --model demo/weights/best.keras \
+	$(RUN) test.py --split test --data demo/prepared --model demo/weights/best.safetensors \
 		--report demo/report.html
 	@echo
-	$(RUN) test.py --model demo/weights/best.keras --save demo/captioned.png \
+	$(RUN) test.py --model demo/weights/best.safetensors --save demo/captioned.png \
 		--image $$(head -n 5 $(DEMO_TEST) | sed 's|^|data/sample/Flicker8k_Dataset/|')
 	@if [ -f $(PRETRAINED) ]; then \
 		$(heading) 'And photographs, with the captioner that ships with the project'; \
@@ -88,7 +88,7 @@ demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: abo
 	@echo '  demo/report.html                all test pictures, captions and scores, for a browser'
 	@echo '  demo/caption_extraction.ipynb   the notebooks as they ran, with their plots'
 	@echo '  demo/image_extraction.ipynb'
-	@echo '  demo/weights/                   a checkpoint an epoch, best.keras, history.csv, curves.png'
+	@echo '  demo/weights/                   one checkpoint per epoch, best.safetensors, history.csv, curves.png'
 	@if [ -f demo/photographs.png ]; then \
 		echo '  demo/photographs.png            the photographs with their captions, good and bad'; \
 	fi

@@ -90,8 +90,6 @@ class CaptionDataset:
         ]
         lines += [f"  {count:,} {what}" for what, count in self.summary.items()]
         lines += [f"  {problem}" for problem in self.problems[:PROBLEMS_SHOWN]]
-        if (unshown := len(self.problems) - PROBLEMS_SHOWN) > 0:
-            lines.append(f"  and {unshown:,} more broken rows")
         return "\n".join(lines)
 
 
@@ -127,18 +125,18 @@ def _read(folder: Path, seed: int) -> CaptionDataset:
     elif karpathy := by_name.get(reader.karpathy):
         _, splits = _read_captions(reader, [karpathy], Counter(), [])
         origin = f"splits of {karpathy.name}"
-
     images = Images(folder, files)
     captions = _by_image(captions, images, paths[0], counts)
-    copies = _copies(images.folder, sorted(captions))
-    counts["images that show the same picture as another"] = len(copies)
+    split_of: dict[str, str] = {}
     if splits:
         splits = _usable_splits(splits, images, captions, counts)
         split_of = {image: split for split in splits for image in splits[split]}
-        apart = [pair for pair in copies.items() if len({*map(split_of.get, pair)} - {None}) > 1]
-        if apart:
-            counts[f"of these not in one split, e.g. {' and '.join(apart[0])}"] = len(apart)
-    else:
+    copies = _copies(images.folder, sorted(split_of or captions))
+    counts["images that show the same picture as another"] = len(copies)
+    apart = [pair for pair in copies.items() if len({*map(split_of.get, pair)}) > 1]
+    if apart:
+        counts[f"of these not in one split, e.g. {' and '.join(apart[0])}"] = len(apart)
+    if not splits:
         splits = split_by_image(captions, seed, copies)
         origin = f"seeded by image (seed {seed}, 80/10/10)"
     counts["images without captions"] = len(images.names) - len(captions)

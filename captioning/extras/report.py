@@ -1,0 +1,189 @@
+"""A scored split as one web page: `python test.py --split dev --report report.html`.
+
+The page stands alone. Pictures are embedded, nothing is loaded from elsewhere, and its content
+security policy makes the browser enforce that: it allows the page's own style and script by their
+SHA-256 and embedded pictures, nothing else. Layout, style and script are in `report.html`, a Jinja
+template. A thousand images take about ten seconds and 30 MB.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from captioning.captioner import Captioner
+from captioning.errors import InputError
+from captioning.evaluation import Evaluation
+from captioning.features import FeatureCache
+from captioning.files import write_bytes
+from captioning.images import load_thumbnail
+from captioning.plots import BLUE, GREY, INK, ORANGE, PALE, PANELS, history_figure
+from captioning.prepared import Prepared
+
+PICTURE_SIZE = 448  # pixels of the longer side; smaller originals keep their size
+PICTURE_QUALITY = 65  # of JPEG: about 25 KB per picture
+
+# Colours that Matplotlib writes -> the page's own, which follow dark mode.
+COLOURS = {BLUE: "curve", ORANGE: "curve-2", INK: "ink", GREY: "edge", "#000000": "edge"}
+COLOURS |= {PALE: "line", "#cccccc": "line", "#ffffff": "card"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedImage:
+    """One image of the split with its caption.
+
+    Attributes:
+        image: file name.
+        path: the image file; a placeholder is shown if it is missing or damaged.
+        caption: the model's caption.
+        references: captions written by people.
+        cider_d: CIDEr-D of the caption × 100.
+        attention: float (words of the caption, rows, columns), or None.
+        other_caption: the caption of another model, to compare with.
+        other_cider_d: its CIDEr-D × 100.
+    """
+
+    image: str
+    path: Path
+    caption: str
+    references: Sequence[str]
+    cider_d: float
+    attention: np.ndarray | None = None
+    other_caption: str | None = None
+    other_cider_d: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The content of the page.
+
+    Attributes:
+        title: heading of the page.
+        facts: how the scores were measured: split, model, encoder, decoding, protocol.
+        rows: name -> metrics × 100; the model first, then what it is compared with.
+        diversity: see `captioning.metrics.diversity`.
+        history: one row per epoch, for the training curves; may be empty.
+        images: the images of the split.
+    """
+
+    title: str
+    facts: dict[str, str]
+    rows: dict[str, dict[str, float]]
+    diversity: dict[str, float]
+    history: Sequence[dict]
+    images: Sequence[CaptionedImage]
+
+
+def build_report(
+    result: Evaluation,
+    facts: dict[str, str],
+    captioner: Captioner,
+    prepared: Prepared,
+    cache: FeatureCache,
+    other: Evaluation | None = None,
+) -> Report:
+    """Collect what the page shows of `result`, beside the captions of an `other` model."""
+    rows, others = {"this model": result.scores}, {}
+    if other:
+        rows["other model"] = other.scores
+        pairs = zip(other.captions, map(float, other.cider_d), strict=True)
+        others = dict(zip(other.images, pairs, strict=True))
+    images = []
+    columns = (result.images, result.captions, result.references, result.cider_d)
+    for name, caption, references, cider_d in zip(*columns, strict=True):
+        path, attention = prepared.image_folder / name, None
+        if captioner.has_attention and caption:
+            shape = captioner.model.feature_shape
+            features = cache.read(cache.rows([name]), shape)
+            attention = captioner.attention(features, [caption])[0]
+        shown = (name, path, caption, references, float(cider_d), attention)
+        images.append(CaptionedImage(*shown, *others.get(name, ())))
+    title = f"Captions of the {result.split} split"
+    history = captioner.checkpoint.facts.get("history", [])
+    return Report(title, facts, rows | result.rows, result.diversity, history, images)
+
+
+def write_report(path: str | os.PathLike, report: Report) -> None:
+    """Write `report` to `path` as one self-contained HTML page.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    images = sorted(report.images, key=lambda image: (-image.cider_d, image.image))
+    cider_d = [image.cider_d for image in images]
+    ticks = MaxNLocator(12, steps=[1, 2, 5, 10])
+    edges = ticks.tick_values(0, max(20, np.percentile(cider_d, 98)))[:-1]  # the last bin is open
+    bins = np.digitize(cider_d, edges[1:])
+    metrics = dict.fromkeys(name for scores in report.rows.values() for name in scores)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(source).render(
+        report=report,
+        policy=_content_security_policy(source),
+        metrics=sorted(metrics, key=lambda name: name != "CIDEr-D"),
+        charts=[_chart(panel, report.history) for panel in PANELS if report.history],
+        edges=edges.tolist(),
+        counts=np.bincount(bins, minlength=len(edges)).tolist(),
+        cards=zip(images, bins.tolist(), map(_picture, images), strict=True),
+        pack=_pack,
+    )
+    write_bytes(path, page.encode(errors="replace"))  # a file name may not be UTF-8
+
+
+def _content_security_policy(source: str) -> str:
+    """Allow embedded pictures and, by their digests, the template's own style and script."""
+    digests = {}
+    for element in ("style", "script"):
+        content = source.partition(f"<{element}>")[2].partition(f"</{element}>")[0]
+        digests[element] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+    return (
+        "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+        f"style-src 'sha256-{digests['style']}'; script-src 'sha256-{digests['script']}'"
+    )
+
+
+def _chart(panel: tuple[str, str, dict], history: Sequence[dict]) -> Markup:
+    """Draw training curves as an SVG element with the colours and fonts of the page."""
+    stream = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": panel[0]}):
+        history_figure(history, [panel]).savefig(stream, format="svg", transparent=True)
+    header, _, svg = stream.getvalue().partition('<g id="figure_1">')
+    svg = re.sub(r' id="[^"]*_\d+"', "", svg)
+    for style in set(re.findall(r'style="[^"]*"', svg)):  # which the policy of the page forbids
+        svg = svg.replace(style, re.sub(r"([\w-]+): ([^;]+);? ?", r'\1="\2" ', style[7:-1]))
+    for colour, name in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    view = re.search(r'viewBox="[^"]*"', header)[0]
+    return Markup(f'<svg {view} role="img" aria-label="{panel[0]} per epoch"><g>{svg}')
+
+
+def _picture(image: CaptionedImage) -> dict | None:
+    """Encode the image file as JPEG, or return None if it cannot be read."""
+    try:
+        picture = Image.fromarray(load_thumbnail(image.path, PICTURE_SIZE))
+    except InputError:
+        return None
+    with Image.open(image.path) as original:
+        largest = max(original.size)
+    picture.thumbnail((largest, largest))  # not larger than the original
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=PICTURE_QUALITY, optimize=True)
+    data = base64.b64encode(stream.getvalue()).decode()
+    return {"data": data, "width": picture.width, "height": picture.height}
+
+
+def _pack(maps: np.ndarray) -> str:
+    """Pack attention (words, rows, columns) into one byte per position, 255 at each maximum."""
+    maps = maps / maps.max(axis=(1, 2), keepdims=True)
+    return base64.b64encode(np.rint(255 * maps).astype(np.uint8).tobytes()).decode()

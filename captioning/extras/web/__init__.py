@@ -1,0 +1,71 @@
+"""A web page that captions photographs.
+
+    python -m captioning web
+    python -m captioning web --port 9000 --model weights/best.safetensors
+
+The page is for the person at this computer; it has no login. Photographs are held in memory while
+they are captioned and never written to disk. Ctrl-C stops it.
+"""
+
+import argparse
+import socket
+from pathlib import Path
+
+import numpy as np
+
+from captioning.config import number
+from captioning.errors import InputError, log
+from captioning.startup import import_tensorflow
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `python -m captioning web`."""
+    add = parser.add_argument
+    text = "port; 0 picks a free one (default: %(default)s)"
+    add("--port", type=number(int, 0, 65535), default=8000, help=text)
+    text = "address to listen on; 0.0.0.0 lets other computers in (default: %(default)s)"
+    add("--host", default="127.0.0.1", help=text)
+    add("--model", metavar="CHECKPOINT", help="checkpoint of train.py (default: the shipped one)")
+    add("--encoder", metavar="FILE", help="the model's encoder, if it is not found by its name")
+
+
+def main(options: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C."""
+    with listen(options.host, options.port) as listener:  # fails before the model is loaded
+        if options.host not in LOCAL:
+            log(f"warning: everyone who can reach {options.host} can use the page; it has no login")
+        import_tensorflow()
+        from captioning.captioner import Captioner
+        from captioning.extras.web.app import DEFAULT_BEAM_WIDTH, describe, make_app, make_server
+
+        captioner = Captioner.load(options.model, options.encoder)
+        grey = np.full((64, 64, 3), 127, np.uint8)
+        describe(captioner, grey, DEFAULT_BEAM_WIDTH)  # compiles the search, which takes seconds
+        model = Path(options.model).name if options.model else "the pretrained captioner"
+        server = make_server(make_app(captioner, model, options.host))
+        log(f"Open {address(options.host, listener)} in a browser. Ctrl-C stops it.")
+        server.run([listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the port.
+
+    Raises:
+        InputError: it is in use, or `host` is not an address of this computer.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}, port {port} ({error}); choose another --port or --host"
+        ) from None
+
+
+def address(host: str, listener: socket.socket) -> str:
+    """The URL for a browser."""
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
