@@ -129,6 +129,6 @@ class Steps:
 
     def seed_dropout(self, epoch: int) -> None:
         """Make dropout depend on seed and epoch alone, so that a resumed run is the same run."""
-        layers = [x for x in self._model._flatten_layers() if isinstance(x, keras.layers.Dropout)]
+        layers = [x for x in self._model._flatten_layers() if hasattr(x, "seed_generator")]
         for number, layer in enumerate(layers):
             layer.seed_generator.state.assign([self._config.seed, epoch * len(layers) + number])

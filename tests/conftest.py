@@ -11,6 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import hypothesis  # noqa: F401 - before gc.freeze(), which scripts call
 import numpy as np
 import pytest
 from PIL import Image
@@ -173,7 +174,7 @@ def train_tiny():
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_prepared, train_tiny):
     """The output folder of two epochs of training, enough to say something of each image."""
-    options = ("--batch-size", 3, "--dropout", 0, "--learning-rate", 0.02, "--epochs", 4)
+    options = ("--batch-size", 3, "--dropout", 0, "--learning-rate", 0.02, "--epochs", 10)
     return train_tiny(tiny_prepared, tmp_path_factory.mktemp("run"), *options)
 
 
@@ -211,7 +212,7 @@ def without_meteor(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def collected():
-    """Undo gc.freeze(), which scripts call: Hypothesis asks the collector for all generators."""
+    """Undo gc.freeze(): Hypothesis asks the collector for all generators."""
     yield
     gc.unfreeze()
 

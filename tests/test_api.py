@@ -13,7 +13,7 @@ from PIL import Image
 
 import captioning
 from captioning import Captioner, InputError
-from captioning.captioner import PHOTOGRAPHS, Caption
+from captioning.captioner import OPENED_AT_ONCE, Caption
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,8 +79,8 @@ def test_a_file_an_image_and_an_array_of_one_picture_are_one(captioner, photogra
 
 
 def test_more_photographs_than_are_encoded_at_once_and_none(captioner, photographs):
-    many = [photographs[number % 3] for number in range(2 * PHOTOGRAPHS + 1)]
-    assert captioner.caption(many) == (captioner.caption(photographs) * PHOTOGRAPHS)[: len(many)]
+    many = [photographs[number % 3] for number in range(2 * OPENED_AT_ONCE + 1)]
+    assert captioner.caption(many) == (captioner.caption(photographs) * OPENED_AT_ONCE)[: len(many)]
     assert captioner.caption([]) == []
 
 
@@ -90,52 +90,44 @@ PIXELS = np.zeros((6, 8, 3), np.uint8)
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (3, "int: expected a photograph"),
-        (None, "NoneType: expected a photograph"),
-        ([PIXELS, 3], "int: expected a photograph"),
-        (b"photo.jpg", "bytes: expected a photograph"),
-        ({"photo.jpg": "a cat"}, "dict: expected a photograph"),
         (PIXELS / 255, r"float64 \(6, 8, 3\): expected a picture, uint8"),
         (PIXELS[None], r"uint8 \(1, 6, 8, 3\)"),
-        (PIXELS[..., :2], r"uint8 \(6, 8, 2\)"),
-        (np.zeros((6, 8, 4), np.uint8), "leave out an alpha channel"),
+        (np.zeros((6, 8, 4), np.uint8), "without an alpha channel"),
         (PIXELS[:0], r"uint8 \(0, 8, 3\)"),
-        (Image.new("RGB", (0, 5)), "the picture: damaged picture .*no pixels"),
         ("nothing.jpg", "nothing.jpg: no such file"),
         (Image.new("1", (20_000, 10_000)), "the picture: too large"),
     ],
     ids=str,
 )
-def test_what_is_no_photograph_is_told(captioner, given, told):
+def test_what_is_no_photograph_is_an_input_error(captioner, given, told):
     with pytest.raises(InputError, match=told):
         captioner.caption(given)
 
 
-def test_numbers_of_numpy_serve_as_well(captioner):
+def test_numbers_of_numpy_are_accepted(captioner):
     expected = captioner.caption(PIXELS, beam_width=2, length_penalty=0.5)
     found = captioner.caption(PIXELS, beam_width=np.int64(2), length_penalty=np.float32(0.5))
     assert found == expected
-    assert captioner.caption(PIXELS, beam_width=np.int16(3)) == captioner.caption(PIXELS, 3)
 
 
-def test_pictures_of_a_wrong_size_are_refused_and_do_no_harm(captioner):
-    size = captioner.encoder.image_size
-    assert captioner.encode([]).shape == (0, *captioner.model.config.feature_shape)
-    for wrong in (np.zeros((size, size + 1, 3), np.uint8), np.zeros((size, size), np.uint8), 3):
-        with pytest.raises(InputError, match="expected"):
-            captioner.encode([np.zeros((size, size, 3), np.uint8), wrong])
-    with ThreadPoolExecutor(4) as pool:  # TensorFlow's graph would hang after a failed call
-        captions = pool.map(captioner.caption, [PIXELS] * 8)
-        assert len(set(captions)) == 1
+def test_threads_may_share_a_captioner(captioner):
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(captioner.caption, [PIXELS] * 8))) == 1
 
 
-@pytest.mark.parametrize("width", [0, -1, 2.0, "3"])
-def test_a_beam_has_a_width(captioner, width):
-    with pytest.raises(InputError, match="whole number from 1 up"):
-        captioner.caption(PIXELS, beam_width=width)
+@pytest.mark.parametrize("search", [(0, 0.7), (-1, 0.7), (2, -1), (2, 11), (2, float("nan"))])
+def test_the_search_has_bounds(captioner, search):
+    with pytest.raises(InputError, match="expected a width from 1 up and a penalty from 0 to 10"):
+        captioner.caption(PIXELS, *search)
 
 
-@pytest.mark.parametrize("penalty", [-1, 11, 1e300, float("nan"), float("inf"), "1", None])
-def test_a_length_penalty_has_bounds(captioner, penalty):
-    with pytest.raises(InputError, match="number from 0 to 10"):
-        captioner.caption(PIXELS, beam_width=2, length_penalty=penalty)
+def test_another_backend_of_keras_is_one_clear_line():
+    code = (
+        "import sys, types\n"
+        "keras = types.ModuleType('keras')\n"
+        "keras.backend = types.SimpleNamespace(backend=lambda: 'jax')\n"
+        "sys.modules['keras'] = keras\n"
+        "from captioning import Captioner\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "InputError: Keras was imported with the backend jax" in done.stderr

@@ -8,17 +8,18 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from captioning.batches import open_caches
-from captioning.captioner import BATCH_SIZE, Captioner, feature_view, read_features
+from captioning.captioner import DECODED_AT_ONCE, Captioner
 from captioning.checkpoint import Checkpoint
-from captioning.decoding import MAX_WORDS, beam_search
+from captioning.decoding import beam_search
 from captioning.encoders import load_encoder
+from captioning.errors import InputError
 from captioning.evaluation import evaluate
-from captioning.features import FeatureCache, cache_folder
-from captioning.files import InputError
+from captioning.features import FeatureCache, cache_folder, open_caches
 from captioning.metrics import scoring_tokens
 from captioning.prepared import Prepared
 from captioning.vocabulary import END, PAD, START, UNKNOWN
+
+MAX_WORDS = 30  # of the tiny prepared folder
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def looking(tiny_grid_checkpoint):
 
 
 def random_features(captioner, images, seed=0):
-    shape = (images, *captioner.model.config.feature_shape)
+    shape = (images, *captioner.model.feature_shape)
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
@@ -62,14 +63,20 @@ def test_a_beam_of_one_is_greedy_search(captioner, looking, attention):
         words, total = greedy_words(predict, feature)
         assert caption.text == one.vocabulary.decode(words)
         assert caption.log_probability == pytest.approx(total, abs=1e-3)
+        assert caption.words == tuple(caption.text.split())
+        assert len(caption.probabilities) == len(caption.words) + 1
+        assert caption.confidence == pytest.approx(
+            np.exp(total / len(caption.probabilities)), abs=1e-3
+        )
 
 
 def test_a_beam_gives_the_best_of_its_search(captioner):
     features = random_features(captioner, 4)
     found = captioner.caption_features(features, beam_width=3, length_penalty=0.5)
-    ids, scores = beam_search(captioner.model, tf.constant(features), 3, 0.5)
-    for row, (caption, total) in enumerate(zip(found, scores[:, 0].numpy(), strict=True)):
-        assert caption.text == captioner.vocabulary.decode(ids[row, 0].numpy().tolist())
+    best = beam_search(captioner.model, tf.constant(features), 3, 0.5, MAX_WORDS)
+    totals = best.log_probabilities.numpy().sum(-1)[:, 0]
+    for row, (caption, total) in enumerate(zip(found, totals, strict=True)):
+        assert caption.text == captioner.vocabulary.decode(best.words[row, 0].numpy().tolist())
         assert caption.log_probability == pytest.approx(total, abs=1e-4)
 
 
@@ -84,17 +91,18 @@ def test_a_batch_of_images_equals_its_singles(looking, width):
 
 
 def test_more_images_than_a_batch_and_none_at_all(captioner):
-    features = np.repeat(random_features(captioner, 2), [BATCH_SIZE, 3], axis=0)
-    captions = captioner.caption_features(features)
-    assert len(captions) == BATCH_SIZE + 3
-    assert len({caption.text for caption in captions[:BATCH_SIZE]}) == 1
-    assert captioner.caption_features(features[:0]) == []
+    features = np.repeat(random_features(captioner, 2), [DECODED_AT_ONCE, 3], axis=0)
+    captions = captioner.caption_features(features, 1)
+    assert len(captions) == DECODED_AT_ONCE + 3
+    assert len({caption.text for caption in captions[:DECODED_AT_ONCE]}) == 1
+    assert captioner.caption_features(features[:0], 1) == []
 
 
 def test_features_may_be_of_another_float_type(captioner):
     features = random_features(captioner, 3).astype(np.float16)
-    expected = captioner.caption_features(features.astype(np.float32))
-    assert captioner.caption_features(features) == expected
+    expected = captioner.caption_features(features.astype(np.float32), 1)
+    found = captioner.caption_features(features, 1)
+    assert [caption.text for caption in found] == [caption.text for caption in expected]
 
 
 def test_photographs_are_captioned_from_the_features_of_their_encoder(
@@ -140,36 +148,13 @@ def test_attention_has_a_map_for_every_word(looking):
     assert [one.shape for one in maps] == [(3, 2, 2), (2, 2, 2), (0, 2, 2)]
     for one in maps[:2]:
         np.testing.assert_allclose(one.sum((1, 2)), 1, atol=1e-5)
-    # The map of a word is where the model looked when it chose that word: before it was read.
+    # the map of a word is where the model looked when it chose that word: before it was read
     model, image = looking.model, looking.model.encode_image(tf.constant(features[:1]))
     state, weights = model.initial_state(1), []
     for word in [START, *looking.vocabulary.encode(["a", "red"])[1:-1]]:
-        _, state, attention = model.step(tf.constant([[word]]), state, image, return_attention=True)
-        weights.append(np.mean(attention, axis=(0, 1, 2)).reshape(2, 2))
+        outputs, state = model.read_words(tf.constant([[word]]), state)
+        weights.append(np.mean(model.merge(outputs, image)[1], axis=(0, 1, 2)).reshape(2, 2))
     np.testing.assert_allclose(maps[0], weights, atol=1e-5)
-
-
-def test_a_model_without_attention_says_so(captioner):
-    assert not captioner.has_attention
-    with pytest.raises(InputError, match="no attention"):
-        captioner.attention(random_features(captioner, 1), ["a dog"])
-
-
-def test_the_view_of_a_grid_is_what_the_cache_stores(tiny_prepared):
-    (cache,) = open_caches(tiny_prepared)
-    rows = np.array([3, 0])
-    grid = np.asarray(cache.grid[rows], np.float32)
-    np.testing.assert_array_equal(read_features(cache, rows, (4, 8)), feature_view(grid, (4, 8)))
-    np.testing.assert_allclose(
-        read_features(cache, rows, (8,)), feature_view(grid, (8,)), atol=1e-6
-    )
-
-
-def test_a_cache_without_a_grid_has_nothing_to_attend_to(make_prepared, tiny_captions, tmp_path):
-    make_prepared(tmp_path, tiny_captions, keep_grid=False)
-    (cache,) = open_caches(tmp_path)
-    with pytest.raises(InputError, match="keep_grid = True"):
-        read_features(cache, np.array([0]), (4, 8))
 
 
 # --- a whole split -----------------------------------------------------------------------------
@@ -179,16 +164,16 @@ pytestmark = pytest.mark.usefixtures("without_meteor")
 
 def test_a_split_is_scored_beside_its_baselines(captioner, tiny_prepared):
     prepared, (cache,) = Prepared(tiny_prepared), open_caches(tiny_prepared)
-    result = evaluate(captioner, prepared, "dev", cache)
+    result = evaluate(captioner, prepared, "dev", cache, 1, 0.7)
     assert result.images == prepared.images("dev")
     rows = cache.rows(result.images)
-    expected = captioner.caption_features(read_features(cache, rows, (8,)))
+    expected = captioner.caption_features(cache.read(rows, (8,)), 1)
     assert result.captions == [caption.text for caption in expected]
     assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D"} <= set(result.scores)
     assert len(result.cider_d) == 4
     assert result.cider_d.mean() == pytest.approx(result.scores["CIDEr-D"])
     assert set(result.rows) == {
-        "one caption for all",
+        "constant caption",
         "images shuffled",
         "nearest training image",
         "one person against the others",
@@ -203,11 +188,11 @@ def test_a_split_of_one_image_is_scored(captioner, make_prepared, tiny_captions,
     encoder = captioner.checkpoint.encoder | {"name": "tiny.keras"}
     make_prepared(tmp_path, {**tiny_captions, "dev": one}, encoder=encoder)
     (cache,) = open_caches(tmp_path)
-    result = evaluate(captioner, Prepared(tmp_path), "dev", cache)
+    result = evaluate(captioner, Prepared(tmp_path), "dev", cache, 1, 0.7)
     assert result.images == ["dev0.jpg"]
     assert {"BLEU-4", "CIDEr-D"} <= set(result.scores)
     assert "images shuffled" not in result.rows
-    assert "one caption for all" in result.rows
+    assert "constant caption" in result.rows
 
 
 def test_pictures_that_could_not_be_read_are_left_out(captioner, tiny_prepared, tmp_path):
@@ -217,14 +202,14 @@ def test_pictures_that_could_not_be_read_are_left_out(captioner, tiny_prepared, 
     content["failed"] = {"dev1.jpg": "damaged picture", "train0.jpg": "damaged picture"}
     index.write_text(json.dumps(content))
     (cache,) = open_caches(folder)
-    result = evaluate(captioner, Prepared(folder), "dev", cache)
+    result = evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7)
     assert result.images == ["dev0.jpg", "dev2.jpg", "dev3.jpg"]
     assert len(result.captions) == len(result.references) == len(result.cider_d) == 3
     content["failed"] = {f"dev{number}.jpg": "damaged picture" for number in range(4)}
     index.write_text(json.dumps(content))
     (cache,) = open_caches(folder)
     with pytest.raises(InputError, match="no image of the dev split"):
-        evaluate(captioner, Prepared(folder), "dev", cache)
+        evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7)
 
 
 def test_features_of_another_encoder_are_refused(captioner, make_prepared, tiny_captions, tmp_path):
@@ -232,7 +217,7 @@ def test_features_of_another_encoder_are_refused(captioner, make_prepared, tiny_
     make_prepared(tmp_path, tiny_captions, encoder=other)
     cache = FeatureCache.open(cache_folder(tmp_path, "another"))
     with pytest.raises(InputError) as error:
-        evaluate(captioner, Prepared(tmp_path), "dev", cache)
+        evaluate(captioner, Prepared(tmp_path), "dev", cache, 1, 0.7)
     assert "another" in str(error.value)
     assert "tiny.keras" in str(error.value)
 
@@ -244,12 +229,48 @@ def test_an_encoder_file_may_have_moved(captioner, tiny_prepared, tmp_path):
     content["encoder"]["name"] = "/elsewhere/tiny.keras"
     index.write_text(json.dumps(content))
     (cache,) = open_caches(folder)
-    assert evaluate(captioner, Prepared(folder), "dev", cache).captions
+    assert evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7).captions
 
 
-def test_a_checkpoint_of_another_width_does_not_take_these_features(captioner):
-    with pytest.raises(InputError, match=r"\(1, 9\): expected \(images, \*\(8,\)\)"):
-        captioner.caption_features(np.zeros((1, 9), np.float32))
+def test_images_that_were_trained_on_are_left_out(
+    captioner, make_prepared, tiny_captions, tmp_path, capfd, monkeypatch
+):
+    """The same pictures in other splits, as after drawing the splits with another seed."""
+    encoder = captioner.checkpoint.encoder | {"name": "tiny.keras"}
+    everything = {**tiny_captions["train"], **tiny_captions["dev"]}
+    images = list(everything)  # eight were trained on, four not
+    for dev, told, kept in (
+        (images[6:], "2 of 6 images are left out", images[8:]),
+        (images[8:], "", images[8:]),
+    ):
+        splits = {"dev": {name: everything[name] for name in dev}}
+        splits["train"] = {name: everything[name] for name in images if name not in dev}
+        folder = make_prepared(tmp_path / str(len(dev)), splits, encoder=encoder)
+        number_pictures(folder, images)
+        (cache,) = open_caches(folder)
+        assert evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7).images == kept
+        assert told in capfd.readouterr().err
+    evaluate(captioner, Prepared(folder), "train", cache, 1, 0.7)
+    assert "8 of 8 images were trained on" in capfd.readouterr().err
+
+    splits = {"dev": tiny_captions["train"], "train": tiny_captions["dev"]}
+    folder = make_prepared(tmp_path / "all", splits, encoder=encoder)
+    number_pictures(folder, images)
+    (cache,) = open_caches(folder)
+    with pytest.raises(InputError, match="8 of the 8 dev images were in the model's training"):
+        evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7)
+
+
+def number_pictures(folder, images):
+    """Give each image of a cache the perceptual hash that it has in the tiny prepared folder."""
+    index = next(folder.glob("features/*/index.json"))
+    content = json.loads(index.read_text())
+    hashes = [f"{row * 0x9E3779B97F4A7C15 % 2**64:016x}" for row in range(len(images))]
+    content["files"] = [
+        (1, 0, hashes[images.index(image)], hashes[images.index(image)])
+        for image in content["images"]
+    ]
+    index.write_text(json.dumps(content))
 
 
 def test_the_vocabulary_travels_with_the_model(tiny_checkpoint, tiny_prepared):
