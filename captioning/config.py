@@ -59,7 +59,7 @@ class Config:
     freeze_embeddings: bool = option(False, "do not fine-tune the word vectors")
     random_embeddings: bool = option(False, "start from random word vectors, not the prepared ones")
     max_words: int = option(
-        0, "cut longer captions (0 = the limit in DATA/prepared.json)", type=count_or_zero
+        0, "cut longer captions (0 = the limit in DATA/prepared.json)", type=number(int, 0, 1000)
     )
     learning_rate: float = option(
         1e-3, "peak; linear warm-up over one epoch, then cosine decay", type=positive
