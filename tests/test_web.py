@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 from selenium.webdriver import ActionChains, Keys
 
+from captioning.captioner import Caption
 from captioning.errors import InputError
 from captioning.extras import web
 from captioning.extras.web import app
@@ -47,8 +48,7 @@ class FakeCaptioner:
         words = ("a", "bright" if features[0] > 127 else "dark", "picture")
         if beam_width > 1 and "bright" in words:
             words += (f"width{beam_width}",)
-        probabilities = (0.9, 0.5, 0.25, 0.1)[: len(words)]
-        return [SimpleNamespace(text=" ".join(words), words=words, probabilities=probabilities)]
+        return [Caption(" ".join(words), words, (0.9, 0.5, 0.25, 0.1, 0.5)[: len(words) + 1])]
 
     def attention(self, features, captions):
         maps = np.full((len(captions[0].split()), 2, 2), 0.1)
@@ -112,8 +112,8 @@ def test_an_image_is_captioned_with_probabilities_and_maps(server):
     _, answer = server.caption(photograph())
     best, greedy = answer["captions"]
     assert best["words"] == best["caption"].split() == ["a", "bright", "picture", "width5"]
-    assert best["probabilities"] == [0.9, 0.5, 0.25, 0.1]
-    assert best["confidence"] == 0.3257  # (0.9 * 0.5 * 0.25 * 0.1) ** (1 / 4)
+    assert best["probabilities"] == [0.9, 0.5, 0.25, 0.1, 0.5]
+    assert best["confidence"] == 0.3548  # (0.9 * 0.5 * 0.25 * 0.1 * 0.5) ** (1 / 5)
     assert best["maps"][0] == [[36, 255], [36, 36]]
     assert (greedy["caption"], greedy["beam_width"]) == ("a bright picture", 1)
     assert len(server.caption(photograph(0))[1]["captions"]) == 1  # both searches agree
@@ -259,7 +259,7 @@ def test_browser_several_files_become_cards_that_stay(page, tmp_path):
     assert texts(page, ".name") == ["first.png", "bad.png", "third.png"]
     captions = ["a bright picture width5", "a bright picture", "a dark picture"]
     assert texts(page, ".caption") == captions
-    assert texts(page, ".facts")[1:] == ["Greedy: confidence 48 %", "Confidence 48 %"]
+    assert texts(page, ".facts")[1:] == ["Greedy: confidence 33 %", "Confidence 33 %"]
     assert texts(page, ".error") == ["not a picture in a format that Pillow reads"]
     choose(page, tmp_path, huge=bytes(app.MAX_BYTES + 1))
     wait_for(page, "Done: 2 captioned, 2 failed")
@@ -292,7 +292,7 @@ def test_browser_words_show_their_probability_and_where_the_model_looked(page, t
     assert find(page, ".frame img").rect == find(page, ".frame canvas").rect
     ActionChains(page).move_to_element(find(page, "h1")).perform()
     assert overlay() is None
-    assert texts(page, ".facts")[0] == "Confidence 33 %"
+    assert texts(page, ".facts")[0] == "Confidence 35 %"
     page.execute_script("arguments[0].focus()", words[0])
     ActionChains(page).send_keys(Keys.ARROW_RIGHT).perform()
     assert page.switch_to.active_element == words[1]
@@ -317,9 +317,9 @@ def test_browser_copies_and_downloads(page, tmp_path):
     wait(lambda: len(list(tmp_path.glob("captions.*[nv]"))) == 2)
     first, second = csv.DictReader((tmp_path / "captions.csv").read_text("utf-8").splitlines())
     assert (first["image"], first["caption"]) == ('a "b", ü.png', copied)
-    assert first["confidence"] == "0.3257"
+    assert first["confidence"] == "0.3548"
     good, bad = json.loads((tmp_path / "captions.json").read_text("utf-8"))
-    assert good["captions"][0]["probabilities"] == [0.9, 0.5, 0.25, 0.1]
+    assert good["captions"][0]["probabilities"] == [0.9, 0.5, 0.25, 0.1, 0.5]
     assert "maps" not in good["captions"][0]
     assert bad == {"image": "bad.png", "error": second["error"]}
 

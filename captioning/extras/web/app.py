@@ -12,7 +12,6 @@ import html
 import io
 import ipaddress
 import json
-import math
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -121,8 +120,8 @@ def describe(captioner: Captioner, photograph: Photograph, beam_width: int) -> d
 
     Returns:
         JSON-ready `{"captions": [...]}`, each with `beam_width`, `caption`, `words`, the
-        `probabilities` of the words, their geometric mean as `confidence` and, if the model has
-        attention, `maps`: per word rows of 0..255, 255 where the model looked most.
+        `probabilities` of the words and of the end, their geometric mean as `confidence` and, if
+        the model has attention, `maps`: per word rows of 0..255, 255 where the model looked most.
 
     Raises:
         InputError: not a picture, damaged, or too large.
@@ -138,9 +137,7 @@ def describe(captioner: Captioner, photograph: Photograph, beam_width: int) -> d
             "caption": found.text,
             "words": list(found.words),
             "probabilities": [round(probability, 4) for probability in found.probabilities],
-            "confidence": round(
-                math.prod(found.probabilities) ** (1 / max(1, len(found.words))), 4
-            ),
+            "confidence": round(found.confidence, 4),
         }
         if captioner.has_attention:
             (maps,) = captioner.attention(features, [found.text])
