@@ -25,10 +25,10 @@ def main(arguments: list[str] | None = None) -> int | None:
     parser.add_argument("--version", action="version", version=captioning.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     commands.add_parser(TRAIN, help="train.py: fit the model on a prepared folder", add_help=False)
-    for name, (module, text) in COMMANDS.items():
+    for name, (file, text) in COMMANDS.items():
         subparser = commands.add_parser(name, help=text, description=text.capitalize())
         if name == command:
-            module = importlib.import_module(f"captioning.extras.{module}")
+            module = importlib.import_module(f"captioning.extras.{file}")
             module.add_arguments(subparser)
     if arguments[:1] == [TRAIN]:
         return _train(arguments[1:])
