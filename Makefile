@@ -56,19 +56,19 @@ constraints: ## choose the versions of indirect requirements anew: constraints.t
 
 DEMO_TEST = data/sample/Flickr8k_text/Flickr_8k.testImages.txt
 PRETRAINED = data/pretrained/captioner.safetensors
-# If a cell of a notebook fails, show the last line of what papermill says: the error itself.
+# If a cell of a notebook fails, show the last paragraph of papermill's output: the error message.
 PAPERMILL = TQDM_DISABLE=1 $(RUN) -m papermill --log-level ERROR
-LAST_LINE = 2> demo/log || { grep . demo/log | tail -n 1 >&2; exit 1; }
+MESSAGE = 2> demo/log || { awk -v RS= 'END { print }' demo/log >&2; exit 1; }
 
 demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: about three minutes
 	@rm -rf demo
 	@mkdir demo
 	@$(heading) 'Step 1 of 4: captions -> words, ids and word vectors (seconds)'
 	$(PAPERMILL) caption_extraction.ipynb demo/caption_extraction.ipynb \
-		-p dataset data/sample -p prepared demo/prepared $(LAST_LINE)
+		-p dataset data/sample -p prepared demo/prepared $(MESSAGE)
 	@$(heading) 'Step 2 of 4: images -> features (20 seconds)'
 	$(PAPERMILL) image_extraction.ipynb demo/image_extraction.ipynb \
-		-p dataset data/sample -p prepared demo/prepared $(LAST_LINE)
+		-p dataset data/sample -p prepared demo/prepared $(MESSAGE)
 	@$(heading) 'Step 3 of 4: training, 300 pictures, 20 epochs (a minute or two)'
 	$(RUN) train.py --data demo/prepared --output demo/weights --epochs 20 --batch-size 50 \
 		--attention grid --units 256 --dropout 0.3 --learning-rate 0.002

@@ -43,9 +43,22 @@ def _train(arguments: list[str]) -> None:
     exec(compile(path.read_text(encoding="utf-8"), path, "exec"), {"__name__": "__main__"})
 
 
-def command(name: str):
-    """The installed command of that name: `caption`, `caption-train`, `caption-web`."""
-    run(lambda: main([name, *sys.argv[1:]]), INTERRUPTED)
+def caption() -> None:
+    """The installed command `caption`."""
+    sys.argv.insert(1, "caption")
+    run(main, INTERRUPTED)
+
+
+def train() -> None:
+    """The installed command `caption-train`."""
+    sys.argv.insert(1, TRAIN)
+    run(main, INTERRUPTED)
+
+
+def web() -> None:
+    """The installed command `caption-web`."""
+    sys.argv.insert(1, "web")
+    run(main, INTERRUPTED)
 
 
 if __name__ == "__main__":

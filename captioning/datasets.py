@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 from unicodedata import normalize
 
@@ -25,7 +25,6 @@ SPLITS = ("train", "dev", "test")
 HELD_OUT_FRACTION = 10  # without given splits, 1/10 of the images goes to dev and 1/10 to test
 MAX_DEPTH = 6  # of the search for files, in folders
 PROBLEMS_SHOWN = 5
-BOX = Image.Resampling.BOX
 IMAGE_SUFFIX = re.compile(r"\.(jpe?g|jpe|jfif|jp2|png|gif|bmp|webp|tiff?|avif)", re.IGNORECASE)
 IMAGE_FOLDER = re.compile(r"[Ii]mages|Flicke?r8k_Dataset|flickr30k[-_]images")
 COCO_PREFIX = re.compile(r"coco_(train|val)2014_(?=[0-9]{12})")  # the same images lack it in 2017
@@ -165,18 +164,20 @@ class Images:
         images = [f for f in files if IMAGE_SUFFIX.fullmatch(f.suffix) and f.name[0] != "."]
         if not images:
             raise InputError(f"{folder}: holds no images; expected .jpg, .png, .webp, .tif etc.")
-        above = Counter(parent for image in images for parent in image.parents)
+        above: Counter[Path] = Counter()
+        for parent, count in Counter(image.parent for image in images).items():
+            above.update(dict.fromkeys([parent, *parent.parents], count))
         usual = [p for p in above if IMAGE_FOLDER.fullmatch(p.name) and p.is_relative_to(folder)]
         self.folder = max(usual, key=lambda path: (above[path], len(path.parts)), default=folder)
         self.names: set[str] = set()  # relative to it
         self._by_key: dict[str, set[str]] = {}
         for image in images:
             if image.is_relative_to(self.folder):
-                inside = PurePosixPath(image.relative_to(self.folder))
-                self.names.add(str(inside))
-                for path in (inside, self.folder.name / inside, PurePosixPath(inside.name)):
-                    for spelling in (path, path.with_suffix("")):
-                        self._by_key.setdefault(_key(str(spelling)), set()).add(str(inside))
+                inside = image.relative_to(self.folder).as_posix()
+                self.names.add(inside)
+                for path in {inside, f"{self.folder.name}/{inside}", image.name}:
+                    for spelling in (path, path.removesuffix(image.suffix)):
+                        self._by_key.setdefault(_key(spelling), set()).add(inside)
 
     def find(self, name: str) -> tuple[str | None, bool]:
         """The only image that `name` can mean, or None; and whether it is spelled otherwise.
@@ -206,7 +207,7 @@ def _copies(folder: Path, images: list[str]) -> dict[str, str]:
         try:
             with Image.open(folder / image) as opened:
                 deep = opened.mode.startswith("I")  # 16 bits, which RGB would cut off
-                small = (opened if deep else opened.convert("RGB")).resize((32, 32), BOX)
+                small = (opened if deep else opened.convert("RGB")).resize((32, 32))
         except Exception:  # Pillow raises many kinds; step 2 reports damaged images
             return None
         return hashlib.sha256(small.tobytes()).digest()
@@ -295,8 +296,7 @@ def _by_image(captions: Captions, images: Images, path: Path, counts: Counter[st
     if missing:
         what = f"caption rows whose image is missing (skipped), e.g. {missing[0][:60]!r}"
         counts[what] = sum(len(captions[name]) for name in missing)
-    twice = sum(len(texts) - len(set(texts)) for texts in existing.values())
-    counts["captions given twice for their image (kept)"] = twice
+    counts["repeated captions (kept)"] = sum(len(t) - len({*t}) for t in existing.values())
     return existing
 
 

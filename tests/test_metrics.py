@@ -2,13 +2,17 @@ import math
 import random
 import shutil
 import subprocess
+import unicodedata
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from captioning import metrics
-from captioning.files import InputError
+from captioning.errors import InputError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -30,64 +34,64 @@ def random_corpus(seed, images=25, words=WORDS, shortest=1, longest=14):
     for _ in range(images):
         some = rng.sample(words, rng.randint(1, len(words)))
         references.append([caption(some) for _ in range(rng.randint(1, 6))])
-        source = rng.choice(["same words", "any words", "no word", "copy"])
-        if source == "copy":
-            hypotheses.append(list(references[-1][0]))
-        else:
-            chosen = {"same words": some, "any words": words, "no word": ["x", "y"]}[source]
-            hypotheses.append(caption(chosen, shortest))
+        source = rng.choice([some, words, ["x", "y"], None])
+        hypotheses.append(caption(source, shortest) if source else list(references[-1][0]))
     return references, hypotheses
 
 
-def as_strings(references, hypotheses):
-    """Return a corpus in the form that pycocoevalcap takes."""
-    return (
-        {i: [" ".join(words) for words in captions] for i, captions in enumerate(references)},
-        {i: [" ".join(words)] for i, words in enumerate(hypotheses)},
-    )
+def by_pycocoevalcap(metric, references, hypotheses, **options):
+    references = [[" ".join(words) for words in captions] for captions in references]
+    hypotheses = [[" ".join(words)] for words in hypotheses]
+    return metric.compute_score(*map(dict, map(enumerate, (references, hypotheses))), **options)
 
 
-ORDINARY = [random_corpus(seed) for seed in range(30)]
-# Few images, few words, captions of hardly any length, some of them empty.
-CORNERS = [
-    random_corpus(
-        seed, images=1 + seed % 3, words=["a", "b", "c"], shortest=0, longest=1 + seed % 6
-    )
-    for seed in range(150)
-]
+def test_scores_equal_pycocoevalcap():
+    # Few images, few words, captions of hardly any length, some of them empty.
+    corners = [random_corpus(s, 1 + s % 3, ["a", "b", "c"], 0, s % 6 + 1) for s in range(150)]
+    for corpus in [*map(random_corpus, range(30)), *corners]:
+        references, hypotheses = corpus
+        expected, expected_each = by_pycocoevalcap(Bleu(), *corpus, verbose=0)
+        assert metrics.bleu(references, hypotheses) == pytest.approx(expected, abs=1e-6)
+        each = [metrics.bleu([r], [h]) for r, h in zip(references, hypotheses, strict=True)]
+        np.testing.assert_allclose(np.transpose(each), expected_each, atol=1e-6)
+        _, expected = by_pycocoevalcap(Rouge(), *corpus)
+        np.testing.assert_allclose(metrics.rouge_l(references, hypotheses), expected, atol=1e-6)
+        _, expected = by_pycocoevalcap(Cider(), *corpus)
+        each = metrics.CiderD(references).scores(range(len(references)), hypotheses)
+        np.testing.assert_allclose(each, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("corpora", [ORDINARY, CORNERS], ids=["ordinary", "corners"])
-def test_scores_equal_pycocoevalcap(corpora):
-    for references, hypotheses in corpora:
-        assert_scores_equal_pycocoevalcap(references, hypotheses)
+def bleu_by_hand(references, hypotheses):
+    """Corpus BLEU without NLTK."""
+    matched, possible, length, reference_length = [0] * 4, [0] * 4, 0, 0
+    for captions, hypothesis in zip(references, hypotheses, strict=True):
+        most = Counter()
+        for caption in captions:
+            most |= metrics.ngram_counts(caption)
+        for ngram, count in metrics.ngram_counts(hypothesis).items():
+            possible[len(ngram) - 1] += count
+            matched[len(ngram) - 1] += min(count, most[ngram])
+        length += len(hypothesis)
+        reference_length += min((abs(len(c) - len(hypothesis)), len(c)) for c in captions)[1]
+    penalty = math.exp(min(0, 1 - (reference_length + 1e-9) / (length + 1e-15)))
+    precisions = [(m + 1e-15) / (p + 1e-9) for m, p in zip(matched, possible, strict=True)]
+    return [penalty * math.prod(precisions[:n]) ** (1 / n) for n in range(1, 5)]
 
 
-def assert_scores_equal_pycocoevalcap(references, hypotheses):
-    strings = as_strings(references, hypotheses)
-
-    expected, expected_each = Bleu().compute_score(*strings, verbose=0)
-    assert metrics.bleu(references, hypotheses) == pytest.approx(expected, abs=1e-6)
-    each = [metrics.bleu([r], [h]) for r, h in zip(references, hypotheses, strict=True)]
-    np.testing.assert_allclose(np.transpose(each), expected_each, atol=1e-6)
-
-    expected, expected_each = Rouge().compute_score(*strings)
-    mean, each = metrics.rouge_l(references, hypotheses)
-    assert mean == pytest.approx(expected, abs=1e-6)
-    np.testing.assert_allclose(each, expected_each, atol=1e-6)
-
-    expected, expected_each = Cider().compute_score(*strings)
-    each = metrics.CiderD(references).scores(range(len(references)), hypotheses)
-    assert each.mean() == pytest.approx(expected, abs=1e-6)
-    np.testing.assert_allclose(each, expected_each, atol=1e-6)
+@pytest.mark.parametrize("words", [None, ["x", "y", "x", "y", "x"], ["a"], []])
+def test_bleu_of_a_split_equals_bleu_by_hand(words):
+    references, hypotheses = random_corpus(seed=0, images=1000)
+    hypotheses = hypotheses if words is None else [words] * 1000
+    expected = bleu_by_hand(references, hypotheses)
+    assert metrics.bleu(references, hypotheses) == pytest.approx(expected, rel=0, abs=1e-12)
 
 
 def test_cider_d_takes_rarity_from_the_documents_it_is_given():
     references, hypotheses = random_corpus(seed=1, images=40)
-    _, expected = Cider().compute_score(*as_strings(references, hypotheses))
+    _, expected = by_pycocoevalcap(Cider(), references, hypotheses)
     some = [3, 17, 31]
     scorer = metrics.CiderD([references[i] for i in some], documents=references)
-    scores = scorer.scores(range(len(scorer)), [hypotheses[i] for i in some])
+    scores = scorer.scores(range(3), [hypotheses[i] for i in some])
     np.testing.assert_allclose(scores, expected[some], atol=1e-6)
 
     # What no document holds is as rare as what one document holds.
@@ -97,57 +101,34 @@ def test_cider_d_takes_rarity_from_the_documents_it_is_given():
 
 def test_cider_d_as_a_reward_takes_word_ids_and_repeated_images():
     references, hypotheses = random_corpus(seed=2)
-    number = {word: i for i, word in enumerate([*WORDS, "x", "y"])}
-    ids = [[[number[word] for word in words] for words in captions] for captions in references]
-    samples = [[number[word] for word in words] for words in hypotheses]
-    images = [*range(len(samples)), 4, 4]
-    samples += [samples[4], ids[4][0]]
-
+    ids = [[list(map(hash, words)) for words in captions] for captions in references]
+    samples = [list(map(hash, words)) for words in hypotheses]
     expected = metrics.CiderD(references).scores(range(len(hypotheses)), hypotheses)
-    scorer = metrics.CiderD(ids)
-    rewards = scorer.scores(images, samples)
+    images = [*range(len(samples)), 4, 4]
+    rewards = metrics.CiderD(ids).scores(images, [*samples, samples[4], ids[4][0]])
     np.testing.assert_allclose(rewards[:-2], expected, atol=1e-12)
-    assert rewards[-2] == rewards[4] == scorer.score_one(4, samples[4])
+    assert rewards[-2] == rewards[4]
     assert rewards[-1] > 0
 
 
-def test_cider_d_counts_the_end_token_when_it_is_a_word():
-    references = [[["a", "dog", "runs", "END"]], [["two", "men", "sit", "END"]]]
-    scorer = metrics.CiderD(references)
-    whole, unfinished = scorer.scores([0, 0], [references[0][0], references[0][0][:-1]])
-    assert whole == pytest.approx(10)
-    assert unfinished < 8
-
-
 def test_an_oracle_reaches_the_ceiling():
-    written = [
-        ["A dog runs in the snow .", "Two men sit there"],
-        ["A man wears a red T-shirt !", "A boy"],
-    ]
+    written = [["A dog runs in the snow .", "Two men"], ["A man wears a red T-shirt !", "A boy"]]
     spoken = ["a dog runs in the snow", "a man wears a red tshirt"]
     scores = metrics.score([captions[:1] for captions in written], spoken)
-    assert scores == pytest.approx(
-        {"BLEU-1": 100, "BLEU-2": 100, "BLEU-3": 100, "BLEU-4": 100}
-        | {"ROUGE-L": 100, "CIDEr-D": 1000}
-    )
-    scores = metrics.score(written, spoken)
-    assert scores["BLEU-4"] == pytest.approx(100)
-    assert scores["ROUGE-L"] == pytest.approx(100)
-    assert 500 <= scores["CIDEr-D"] < 1000
+    ceiling = dict.fromkeys(["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"], 100)
+    assert scores == pytest.approx({**ceiling, "CIDEr-D": 1000})
+    assert metrics.score(written, spoken)["BLEU-4"] == pytest.approx(100)
 
 
-def test_score_takes_raw_captions_and_agrees_with_the_score_of_each_image():
+def test_score_takes_raw_captions_and_agrees_with_the_single_metrics():
     references, hypotheses = random_corpus(seed=5)
-    raw_references = [[" ".join(words).upper() + " ." for words in r] for r in references]
-    raw_hypotheses = [" , ".join(words) for words in hypotheses]
-    scores = metrics.score(raw_references, raw_hypotheses)
-    assert [scores[f"BLEU-{n}"] / 100 for n in range(1, 5)] == pytest.approx(
-        metrics.bleu(references, hypotheses)
-    )
-    assert scores["ROUGE-L"] == pytest.approx(100 * metrics.rouge_l(references, hypotheses)[0])
-    each = metrics.cider_d_per_image(raw_references, raw_hypotheses)
-    assert each.shape == (25,)
-    assert scores["CIDEr-D"] == pytest.approx(each.mean())
+    raw = [[" ".join(words).upper() + " ." for words in r] for r in references]
+    spoken = [" , ".join(words) for words in hypotheses]
+    scores = metrics.score(raw, spoken)
+    cider_d = metrics.cider_d_per_image(raw, spoken).mean() / 100
+    rouge_l = metrics.rouge_l(references, hypotheses).mean()
+    expected = np.array([*metrics.bleu(references, hypotheses), rouge_l, cider_d])
+    assert list(scores.values()) == pytest.approx(100 * expected)
     assert all(type(value) is float for value in scores.values())
 
 
@@ -169,59 +150,49 @@ def test_golden_values():
     ("caption", "words"),
     [
         ("A man 's T-shirt .", "a man s tshirt"),
-        ("a man's t-shirt", "a mans tshirt"),
         ("a man’s t–shirt…", "a mans tshirt"),
         ('  "Two"\tdogs,\n(wet) & happy = 2 ', "two dogs wet happy 2"),
         ("«Café» ÉTÉ", "café été"),
         (" . ", ""),
-        ("", ""),
     ],
 )
 def test_scoring_tokens(caption, words):
     assert metrics.scoring_tokens(caption) == words.split()
 
 
+@settings(deadline=None)
+@given(st.text(), st.text(), st.text("\u00ad\u061c\u200b\u200c\u200d\ufeff"), st.data())
+def test_composition_and_format_characters_change_no_score(start, end, invisible, data):
+    form = data.draw(st.sampled_from(["NFC", "NFD"]))
+    other = unicodedata.normalize(form, start) + invisible + unicodedata.normalize(form, end)
+    references = [["ein Mädchen läuft", start + end], ["zwei Bären"]]
+    changed = [["ein Ma\u0308dchen läuft", other], ["\ufeffzwei Bären"]]
+    expected = metrics.score(references, [start + end, "Bären"])
+    assert metrics.score(changed, [start + end, "Bären"]) == expected
+    assert metrics.score(references, [other, "Ba\u0308ren"]) == expected
+
+
 def test_an_empty_caption_scores_nothing():
     references = [["a dog runs fast"], ["a man sits there"]]
-    assert metrics.score(references, ["", " . "]) == pytest.approx(
-        dict.fromkeys(["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"], 0), abs=1e-6
-    )
-    assert metrics.cider_d_per_image(references, ["", "a man sits there"]) == pytest.approx(
-        [0, 1000]
-    )
-    assert metrics.rouge_l([[[]]], [[]])[0] == 0
+    scores = metrics.score(references, ["", " . "])
+    assert scores == pytest.approx(dict.fromkeys(scores, 0), abs=1e-6)
+    assert metrics.cider_d_per_image(references, ["", references[1][0]]) == pytest.approx([0, 1000])
+    assert metrics.rouge_l([[[]]], [[]]) == [0]
 
 
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),
     [
-        ([["a dog"], ["a man"]], ["a dog"], "1 captions came for 2 images"),
-        ([["a dog"], []], ["a dog", "a man"], "image number 1 .* no references"),
-        (["a dog"], ["a dog"], "one string, 'a dog'"),
-        ([], [], "no images came"),
+        ([["a dog"], ["a man"]], ["a dog"], "1 captions for 2 images"),
+        ([["a dog"], []], ["a dog", "a man"], r"image number 1 .* has the references \[\]"),
+        (["a dog"], ["a dog"], "has the references 'a dog'"),
+        ([], [], "at least one image"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(references, hypotheses, message):
-    for function in (
-        metrics.score,
-        metrics.cider_d_per_image,
-        metrics.bleu,
-        metrics.rouge_l,
-        metrics.meteor,
-    ):
+def test_what_cannot_be_scored_is_rejected(references, hypotheses, message):
+    for function in (metrics.score, metrics.cider_d_per_image):
         with pytest.raises(InputError, match=message):
             function(references, hypotheses)
-
-
-def test_cider_d_refuses_what_it_cannot_use():
-    with pytest.raises(InputError, match="no images came"):
-        metrics.CiderD([])
-    with pytest.raises(InputError, match=r"image number 0 .* no references"):
-        metrics.CiderD([[["a"]]], documents=[[]])
-    with pytest.raises(InputError, match="'a dog' came as one string"):
-        metrics.CiderD([["a dog"]])
-    with pytest.raises(InputError, match="1 hypotheses came for 2 images"):
-        metrics.CiderD([[["a"]], [["b"]]]).scores(range(2), [["a"]])
 
 
 def test_diversity():
@@ -232,47 +203,49 @@ def test_diversity():
         "copied": 2 / 4,
         "length": 8 / 4,
     }
-    with pytest.raises(InputError, match="no captions came"):
-        metrics.diversity([], ["a dog"])
-
-
-METEOR_REFERENCES = [
-    ["The dog is running .", "A dog runs fast"],
-    ["a boy", "a boy sits"],
-    ["A man wearing red", "A guy in a red shirt"],
-]
-METEOR_HYPOTHESES = ["a dog runs", "", "a man in a red shirt"]
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")
 def test_meteor_equals_pycocoevalcap():
-    scores = metrics.score(METEOR_REFERENCES, METEOR_HYPOTHESES, with_meteor=True)
+    references = [["The dog is running .", "A dog runs fast"], ["a boy", "a boy sits"]]
+    references.append(["A man wearing red", "A guy in a red shirt"])
+    spoken = ["a dog runs", "", "a man in a red shirt"]
+    scores = metrics.score(references, spoken, with_meteor=True)
     # The value of pycocoevalcap's class Meteor, which takes as long again to start.
     assert scores["METEOR"] == pytest.approx(32.504974822915095, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("caption", "english"),
+    [
+        ("A man and a dog in the snow with a red ball", True),
+        ("Un chien court dans la neige, un homme a un ballon", False),
+        ("Een man is in het water en een hond is op het strand", False),
+        ("两只狗在跑", False),
+    ],
+)
+def test_meteor_is_for_english(monkeypatch, caption, english):
+    monkeypatch.setattr(metrics, "meteor", lambda references, hypotheses: 0.25)
+    assert ("METEOR" in metrics.score([[caption]], [caption], with_meteor=True)) == english
+
+
 def test_meteor_is_left_out_without_java(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    scores = metrics.score(METEOR_REFERENCES, METEOR_HYPOTHESES, with_meteor=True)
-    assert "METEOR" not in scores
-    assert "CIDEr-D" in scores
+    assert metrics.meteor([[["a"]]], [["a"]]) is None
 
 
 @pytest.mark.parametrize(
-    ("script", "reason"),
+    ("script", "why"),
     [("exec sleep 60", "timed out"), ("exit 1", "exit status 1"), ("echo hello", "hello")],
 )
-def test_meteor_that_hangs_or_fails_is_left_out_with_a_warning(
-    tmp_path, monkeypatch, script, reason
-):
+def test_meteor_that_hangs_or_fails_is_left_out_with_a_warning(tmp_path, monkeypatch, script, why):
     java = tmp_path / "java"
     java.write_text(f"#!/bin/sh\n{script}\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(metrics, "METEOR_SECONDS", 0.5)
-    with pytest.warns(UserWarning, match=f"METEOR is left out: .*{reason}"):
-        scores = metrics.score(METEOR_REFERENCES, METEOR_HYPOTHESES, with_meteor=True)
-    assert "METEOR" not in scores
+    with pytest.warns(UserWarning, match=f"METEOR is left out: .*{why}"):
+        assert metrics.meteor([[["a"]]], [["a"]]) is None
 
 
 def test_meteor_repeats_references_where_images_have_fewer(monkeypatch):

@@ -44,10 +44,10 @@ def start_papermill(notebook, output, **parameters):
 
 
 def run_papermill(notebook, output, **parameters):
-    """Run papermill to its end; returns its status and the last line of stderr."""
+    """Run papermill to its end; returns its status and the last paragraph of stderr."""
     running = start_papermill(notebook, output, **parameters)
     _, err = running.communicate(timeout=300)
-    return running.returncode, [line for line in err.splitlines() if line][-1:]
+    return running.returncode, err.strip().split("\n\n")[-1]
 
 
 def code_cells(path):
@@ -83,8 +83,10 @@ def prepared(dataset, tmp_path_factory):
     image_settings = {"mirrored": True, "image_size": 96, "batch_size": 8}
     output = folder.with_name("executed.ipynb")
     for notebook, settings in zip(NOTEBOOKS, (caption_settings, image_settings), strict=True):
-        status, last = run_papermill(notebook, output, dataset=dataset, prepared=folder, **settings)
-        assert status == 0, last
+        status, message = run_papermill(
+            notebook, output, dataset=dataset, prepared=folder, **settings
+        )
+        assert status == 0, message
     return folder, output.read_text()
 
 
@@ -197,14 +199,14 @@ def test_captions_without_a_word_end_in_one_line(tmp_path):
         NOTEBOOKS[0], output, dataset=tmp_path, prepared=tmp_path / "prepared"
     ) == (
         1,
-        [f"InputError: {tmp_path}: its training captions hold no word; is the tokenizer right?"],
+        f"InputError: {tmp_path}: its training captions hold no word; is the tokenizer right?",
     )
 
 
 def test_a_failing_cell_ends_in_its_error_and_the_output_is_kept(notebook, tmp_path):
     output = tmp_path / "output.ipynb"
-    status, last = run_papermill(notebook("print(1 / 0)"), output)
-    assert (status, last) == (1, ["ZeroDivisionError: division by zero"])
+    status, message = run_papermill(notebook("print(1 / 0)"), output)
+    assert (status, message) == (1, "ZeroDivisionError: division by zero")
     assert code_cells(output)[-1].outputs[-1].ename == "ZeroDivisionError"
 
 

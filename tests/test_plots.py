@@ -25,18 +25,17 @@ def picture(height, width):
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_curves_mark_the_best_epoch_and_the_self_critical_ones(epochs, tmp_path):
     _, cider_d, _ = plots.history_figure(HISTORY[:epochs], plots.PANELS).axes
-    labels = ["dev, greedy", "reward, sampled (train)", "self-critical"][: 3 if epochs == 3 else 1]
-    shown = [text.get_text() for text in cider_d.get_legend().get_texts()]
-    assert shown == [*labels, f"best epoch: {min(epochs, 2)}"]
+    labels = [text.get_text() for text in cider_d.get_legend().get_texts()]
+    assert labels[-1] == f"best epoch: {min(epochs, 2)}"
+    assert ("self-critical" in labels) == ("reward, sampled (train)" in labels) == (epochs == 3)
     if epochs == 3:
         assert cider_d.patches[0].get_bbox().intervalx.tolist() == [2.5, 3.5]
-        np.testing.assert_array_equal(cider_d.lines[1].get_ydata(), [np.nan, np.nan, 35])
     plots.plot_history(HISTORY[:epochs], tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as drawn:
         assert drawn.info["dpi"] == pytest.approx((144, 144), abs=0.1)
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 6, 12, 23])
+@pytest.mark.parametrize("count", [1, 3, 5, 6, 12, 1000])
 def test_a_sheet_has_no_holes_and_keeps_proportions(count):
     rng = np.random.default_rng(count)
     pictures = [picture(*rng.integers(30, 90, 2)) for _ in range(count)]
@@ -47,18 +46,10 @@ def test_a_sheet_has_no_holes_and_keeps_proportions(count):
         left, right, bottom, top = image.get_extent()
         assert (right - left) / (bottom - top) == pytest.approx(shown.shape[1] / shown.shape[0])
         rows.setdefault((top, bottom), []).append((left, right))
-    gap = 0.1
-    for (_, bottom), (top, _) in zip(list(rows)[:-1], list(rows)[1:], strict=True):
-        assert bottom < top
     for places in rows.values():
         lefts, rights = map(np.array, zip(*places, strict=True))
-        assert (lefts[0], width - rights[-1]) == pytest.approx((gap, gap))
-        assert lefts[1:] - rights[:-1] == pytest.approx(gap)
-
-
-def test_a_sheet_of_many_pictures_stays_within_what_matplotlib_draws():
-    figure = plots.captioned_sheet([picture(30, 20)] * 1000, ["a dog"] * 1000)
-    assert max(figure.get_size_inches()) * figure.dpi < 2**16
+        assert [*lefts, width] - np.array([0, *rights]) == pytest.approx(0.1)  # all gaps
+    assert max(figure.get_size_inches()) * figure.dpi < 2**16  # as Matplotlib demands
 
 
 def test_attention_keeps_the_picture_recognisable(tmp_path):
@@ -97,24 +88,6 @@ def test_text_has_contrast(colour):
     channels = np.array(to_rgb(colour))
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     assert 1.05 / (linear @ (0.2126, 0.7152, 0.0722) + 0.05) > 4.5
-
-
-def test_pictures_near_each_other_are_shown_once():
-    axes = Figure(figsize=(4, 4)).subplots()
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    loaded = []
-    points = np.array([(0.2, 0.2), (0.2, 0.2001), (0.8, 0.8)])
-    plots.picture_map(axes, points, lambda i: loaded.append(i) or picture(20, 30))
-    assert sorted(loaded) == [0, 2]
-
-
-def test_principal_components_are_the_directions_of_largest_variance():
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(200, 1)) * (3, 0, 4) + rng.normal(size=(200, 1)) * (0, 1, 0) + 7
-    points, shares = plots.principal_components(vectors)
-    assert points.std(axis=0) == pytest.approx((5, 1), rel=0.15)
-    assert shares.sum() == pytest.approx(1)
-    assert plots.principal_components(vectors[:1])[0].tolist() == [[0, 0]]
 
 
 def test_letters_that_the_usual_font_lacks_come_from_an_installed_one(monkeypatch):
