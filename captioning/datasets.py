@@ -17,7 +17,7 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from captioning.errors import InputError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from captioning.errors import InputError, reason
 from captioning.vocabulary import PAD, SPECIALS, Vocabulary

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from captioning import baselines
+from captioning import evaluation
 from captioning.metrics import score
 
 REFERENCES = [
@@ -19,23 +19,23 @@ def test_constant_caption_is_the_best_of_the_most_frequent(monkeypatch):
         ["A wet dog runs on the grass", "The dog"],
         ["A boy jumps over a wall .", "One boy"],
     ]
-    assert baselines.constant_caption(training) == "a dog runs on the grass"
+    assert evaluation.constant_caption(training) == "a dog runs on the grass"
     monkeypatch.setattr(baselines, "CANDIDATES", 1)
-    assert baselines.constant_caption(training) == "a cat"
+    assert evaluation.constant_caption(training) == "a cat"
 
 
 def test_constant_caption_is_scored_on_evenly_spaced_images(monkeypatch):
     training = [["a dog runs fast"], ["two men sit down"]] * 3
     monkeypatch.setattr(baselines, "CANDIDATE_IMAGES", 3)  # the images 0, 2 and 4
-    assert baselines.constant_caption(training) == "a dog runs fast"
-    assert baselines.constant_caption(training[1:]) == "two men sit down"
+    assert evaluation.constant_caption(training) == "a dog runs fast"
+    assert evaluation.constant_caption(training[1:]) == "two men sit down"
 
 
 def test_nearest_training_captions_follow_the_angle_and_the_consensus():
     train_features = np.array([[1, 0, 0], [0, 9, 0], [0, 0, 0.1]])
     features = np.array([[0.1, 0.2, 0.1], [5, 0, 1], [0, 0, 3], [0, 1, 0.9], [0, 0, 0]])
     captions = [["Snow", *images[:2]] for images in REFERENCES]
-    result = baselines.nearest_training_captions(train_features, captions, features)
+    result = evaluation.nearest_training_captions(train_features, captions, features)
     assert [caption.split()[0] for caption in result[:4]] == ["Two", "A", "A", "Two"]
     assert result[0] == result[3]
     assert result[1] == result[4] != result[2]
@@ -48,17 +48,17 @@ def test_nearest_training_captions_do_not_depend_on_the_chunks(monkeypatch):
     monkeypatch.setattr(baselines, "CHUNK", 4)
     units = train_features / np.linalg.norm(train_features, axis=1, keepdims=True)
     expected = [f"caption {image}" for image in (features @ units.T).argmax(axis=1)]
-    assert baselines.nearest_training_captions(train_features, captions, features) == expected
+    assert evaluation.nearest_training_captions(train_features, captions, features) == expected
 
 
 @pytest.mark.parametrize("count", [2, 3, 50])
 def test_shuffled_moves_every_caption(count):
     captions = [f"caption {i}" for i in range(count)]
-    moved = baselines.shuffled(captions, seed=1)
+    moved = evaluation.shuffled(captions, seed=1)
     assert sorted(moved) == sorted(captions)
     assert all(a != b for a, b in zip(moved, captions, strict=True))
-    assert moved == baselines.shuffled(captions, seed=1)
-    assert count < 50 or moved != baselines.shuffled(captions, seed=2)
+    assert moved == evaluation.shuffled(captions, seed=1)
+    assert count < 50 or moved != evaluation.shuffled(captions, seed=2)
 
 
 def test_one_against_the_others_is_the_mean_over_who_is_left_out():
@@ -70,7 +70,7 @@ def test_one_against_the_others_is_the_mean_over_who_is_left_out():
         for person in range(3)
     ]
     expected = {name: np.mean([scores[name] for scores in rounds]) for name in rounds[0]}
-    assert baselines.one_against_the_others(REFERENCES) == pytest.approx(expected)
-    agreed = baselines.one_against_the_others([[captions[0]] * 2 for captions in REFERENCES])
+    assert evaluation.one_against_the_others(REFERENCES) == pytest.approx(expected)
+    agreed = evaluation.one_against_the_others([[captions[0]] * 2 for captions in REFERENCES])
     assert agreed["BLEU-4"] == pytest.approx(100)
     assert agreed["CIDEr-D"] == pytest.approx(1000)

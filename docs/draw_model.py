@@ -1,7 +1,7 @@
-"""Draw the merge model for the README: images/model.png.
+"""Draw the merge model for the README: docs/model.png.
 
-    python images/draw_model.py                     # two seconds
-    python images/draw_model.py --output model.svg
+    python docs/draw_model.py                     # two seconds
+    python docs/draw_model.py --output model.svg
 
 The dashed part is only in models with attention. The sizes are those of the bundled encoder.
 """
