@@ -18,7 +18,6 @@ from captioning.errors import InputError, reason
 from captioning.vocabulary import PAD, SPECIALS, Vocabulary
 
 FOUND, SUBWORDS, RULE = "found", "from subwords", "by rule"
-BUCKETS = 100_000  # of subwords; FastText's two million take much memory
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ def _read_text(path: Path, words: Sequence[str]) -> WordVectors:
     with _open_text(path) as stream:
         line = stream.readline().removeprefix("\ufeff".encode())
         header = re.fullmatch(rb"(\d{1,12})\s(\d{1,6})\s*", line)  # number of words, dimension
-        rows, dimension = map(int, header.groups()) if header else (0, len(line.split()) - 1)
+        sizes = header.groups() if header else (0, len(re.findall(rb"\s-?[\d.]\S*", line)))
+        rows, dimension = map(int, sizes)
         if dimension < 2:
             raise InputError(f"{path}, line 1: expected a word and its numbers (.vec, GloVe .txt)")
         lines = itertools.chain([b"" if header else line], stream)
@@ -133,9 +133,9 @@ def train_fasttext(token_lists: Sequence[Sequence[str]], dimension=200, epochs=1
     """Train FastText (skip-gram with subwords) on tokens: the same seed, the same WordVectors."""
     from gensim.models.fasttext import FastText  # slow to import
 
-    fixed = {"sg": 1, "min_count": 1, "bucket": BUCKETS, "workers": 1}  # two threads would race
-    captions = _Watched(token_lists)
-    vectors = FastText(captions, vector_size=dimension, epochs=epochs, seed=seed, **fixed).wv
+    options = {"sg": 1, "min_count": 1, "bucket": 100_000}  # captions have few subwords: 30,000
+    options |= {"vector_size": dimension, "epochs": epochs, "seed": seed, "workers": 1}
+    vectors = FastText(_Watched(token_lists), **options).wv
     return WordVectors(dimension, {word: vectors[word] for word in vectors.index_to_key})
 
 
