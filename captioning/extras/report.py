@@ -3,7 +3,7 @@
 The page stands alone. Pictures are embedded, nothing is loaded from elsewhere, and its content
 security policy makes the browser enforce that: it allows the page's own style and script by their
 SHA-256 and embedded pictures, nothing else. Layout, style and script are in `report.html`, a Jinja
-template. A thousand images take about ten seconds and 30 MB.
+template. A thousand photographs take about twenty seconds and 30 MB.
 """
 
 import base64
