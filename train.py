@@ -134,7 +134,8 @@ def fit(options: argparse.Namespace, prepared: Prepared, devices) -> None:
             run.save()
             print(epoch_line(run, last_epoch, captions[0]), flush=True)
             if board:
-                board.add_epoch(run.history[-1])
+                rate = float(steps.optimizer.learning_rate)
+                board.add_epoch(run.history[-1] | {"learning_rate": rate})
     if board:
         board.add_word_vectors()
     if devices.is_chief:
