@@ -182,7 +182,7 @@ def read_json(path: str | os.PathLike, made_by: str) -> dict:
 
 def tensor_bytes(tensors: dict[str, np.ndarray], header: dict) -> bytes:
     """Named arrays and a JSON header in the format `.safetensors`; same input, same bytes."""
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     # one entry of metadata alone: their order varies
     return safetensors.numpy.save(tensors, {HEADER: json.dumps(header, ensure_ascii=False)})
 
