@@ -118,16 +118,15 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
 def require_writable(path: str | os.PathLike) -> None:
     """Raise InputError unless the file `path` can be written; for a check before long work."""
+    if Path(path).is_dir():
+        raise InputError(f"{path}: is a folder; expected the name of a file")
     temporary = _temporary(Path(path))
     try:
-        if Path(path).is_dir():
-            raise InputError(f"{path}: is a folder; expected the name of a file")
         temporary.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
     except OSError as error:
         raise write_error(path, error) from error
-    finally:
-        _discard(temporary)
+    _discard(temporary)
 
 
 def write_error(path: str | os.PathLike, error: OSError, size: int | None = None) -> InputError:

@@ -129,7 +129,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype != np.uint8 or not (colour or array.ndim == 2) or 0 in array.shape:
         raise InputError(
             f"an array of {array.dtype} {array.shape}: expected a picture, uint8 (height, width, "
-            "3) in RGB without an alpha channel, or (height, width) in grey, values 0 to 255"
+            "3) in RGB without an alpha channel, or (height, width) in grey"
         )
     return Image.fromarray(array)
 
@@ -156,24 +156,25 @@ def _damage_reported(path: Path | str) -> Iterator[None]:
 def _resized(image: Image.Image, sizes: Callable) -> np.ndarray:
     """Resize and convert: uint8 (height, width, 3), RGB."""
     deep_grey = image.mode.startswith(("I", "F"))  # 16 or 32 bits per pixel
+    white = 65535 if image.mode.startswith("I;16") else None
     if deep_grey:
-        sixteen_bit, image = image.mode.startswith("I;16"), image.convert("F")
+        image = image.convert("F")
     else:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     for size in sizes(image.size):
         if image.size != size:
             image = image.resize(size, Image.Resampling.BICUBIC)
     if deep_grey:
-        image = _to_eight_bits(np.asarray(image, np.float64), sixteen_bit)
+        image = _to_eight_bits(np.asarray(image, np.float64), white)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
 
 
-def _to_eight_bits(grey: np.ndarray, sixteen_bit: bool) -> Image.Image:
-    """Scale 0..65535 to 0..255; stretch the range that is there where white has no fixed value."""
+def _to_eight_bits(grey: np.ndarray, white: float | None) -> Image.Image:
+    """Scale 0..white to 0..255, or the range that is there where white has no fixed value."""
     if not np.isfinite(grey).all():
         raise ValueError("some of its pixels are not numbers")
-    low, high = (0, 65535) if sixteen_bit else (grey.min(), grey.max())
+    low, high = (0, white) if white else (grey.min(), grey.max())
     scaled = (grey - low) * (255 / ((high - low) or 1))
     return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
