@@ -38,7 +38,7 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 
 # A clean installation of the requirements without constraints, written down.
 PINS = build/constraints
-constraints: ## choose the versions of indirect requirements anew: constraints.txt
+constraints: ## update the pinned versions of indirect requirements: constraints.txt
 	rm -rf $(PINS)
 	mkdir -p $(PINS)
 	for file in requirements.txt requirements-dev.txt; do \

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from captioning.checkpoint import Checkpoint
 from captioning.config import BEAM_WIDTH, LENGTH_PENALTY, MAX_LENGTH_PENALTY
@@ -150,9 +151,11 @@ class Captioner:
     ) -> list[str]:
         """Caption images whose features are in `cache`, by their file names."""
         captions = []
-        for rows in batched(cache.rows(images), DECODED_AT_ONCE):
-            features = cache.read(np.array(rows), self.model.feature_shape)
-            captions += self.caption_features(features, beam_width, length_penalty)
+        with tqdm(total=len(images), unit=" images", leave=False, disable=None) as progress:
+            for rows in batched(cache.rows(images), DECODED_AT_ONCE):
+                features = cache.read(np.array(rows), self.model.feature_shape)
+                captions += self.caption_features(features, beam_width, length_penalty)
+                progress.update(len(rows))
         return [caption.text for caption in captions]
 
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
