@@ -1,454 +1,479 @@
-"""The feature cache: whatever happens to a run, the next one goes on and ends in the same bytes."""
+"""The feature cache: whatever happens to the images or to a run, it ends as a fresh one does."""
 
+import contextlib
 import dataclasses
-import hashlib
+import io
 import json
-import mmap
 import os
+import re
 import resource
-import signal
+import shutil
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from captioning import features
-from captioning.encoders import Encoder, load_encoder, load_image
-from captioning.features import FeatureCache, cache_folder, extract_features, read_rows
-from captioning.files import InputError, exclusive
+from captioning.encoders import Encoder
+from captioning.errors import InputError
+from captioning.features import (
+    FeatureCache,
+    cache_folder,
+    extract_features,
+    open_caches,
+    picture_hash,
+)
+from captioning.files import locked, write_json
+from captioning.images import load_image
 
-SIZE = 16
+SIZE = 16  # pixels that the encoder sees
+BATCH = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class PatchMeans(Encoder):
-    """Mean colour of 4 x 4 patches: an encoder without TensorFlow, which counts its images."""
+    """Mean colour of 4 x 4 patches, plus 1: an encoder without TensorFlow; counts its batches."""
 
     name: str = "patch means"
     image_size: int = SIZE
     grid_shape: tuple = (4, 4, 3)
     fingerprint: str = "0" * 16
     model: object = None
-    seconds: float = 0.0  # that an image takes
-    seen: list = dataclasses.field(default_factory=list, compare=False)
+    batches: list = dataclasses.field(default_factory=list, compare=False)
 
-    def forward(self, images):
-        self.seen.append(len(images))
-        time.sleep(self.seconds * len(images))
-        return images.reshape(-1, 4, 4, 4, 4, 3).mean((2, 4))
+    def encode(self, images):
+        self.batches.append(len(images))
+        return images.reshape(-1, 4, 4, 4, 4, 3).mean((2, 4), dtype=np.float32) + 1
 
 
-class Watched(PatchMeans):
-    """Writes down the fingerprint of every picture that it encodes."""
+class Interrupted(PatchMeans):
+    """Ctrl-C is pressed during batch number `after`, counted from 0."""
 
-    def __init__(self, log, **settings):
-        super().__init__(**settings)
-        object.__setattr__(self, "log", log)
+    after = 2
 
-    def forward(self, images):
-        with open(self.log, "a") as file:  # noqa: PTH123
-            file.writelines(f"{fingerprint(image)}\n" for image in images)
-        return super().forward(images)
+    def encode(self, images):
+        if len(self.batches) == self.after:
+            raise KeyboardInterrupt
+        return super().encode(images)
 
 
-def fingerprint(image):
-    return hashlib.sha256(np.asarray(image, np.uint8).tobytes()).hexdigest()
+def picture(number, kind="PNG"):
+    """The bytes of one of any number of small pictures."""
+    pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """A folder of 40 small pictures of several kinds."""
+    """A folder of 24 small pictures."""
     folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(1)
-    for number in range(40):
-        pixels = generator.integers(0, 256, (20 + number, 30, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:02}.{('png', 'jpg')[number % 2]}")
+    for number in range(24):
+        (folder / f"{number:02}.png").write_bytes(picture(number, ("PNG", "JPEG")[number % 2]))
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def names(pictures):
     return sorted(path.name for path in pictures.iterdir())
 
 
+@pytest.fixture
+def changing(pictures, tmp_path):
+    """A copy of the pictures, to change them."""
+    return shutil.copytree(pictures, tmp_path / "changing")
+
+
 def contents(folder):
-    """Every file of a cache but the lock, which names a process."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    """All files of a cache but the lock and its shards."""
+    files = (path for path in folder.iterdir() if path.is_file() and path.name != ".lock")
+    return {path.name: path.read_bytes() for path in files}
 
 
-# ---------------------------------------------------------------------------- a quiet run
+def extract(folder, pictures, images, encoder=None, batch_size=BATCH, **options):
+    encoder = encoder or PatchMeans()
+    return extract_features(folder, pictures, images, encoder, batch_size=batch_size, **options)
+
+
+# ---- one run ------------------------------------------------------------------------------------
 
 
 def test_rows_hold_the_features_of_their_images(tmp_path, pictures, names, capfd):
-    cache = extract_features(tmp_path, pictures, names, PatchMeans(), batch_size=7)
+    cache = extract(tmp_path, pictures, names, batch_size=7)
     assert set(contents(tmp_path)) == {"index.json", "pooled.npy", "grid.npy"}
-    assert cache.encoder == PatchMeans().describe()
-    assert cache.images == names
-    assert cache.failed == {}
-    assert cache.grid.shape == (40, 4, 4, 3)
-    assert cache.grid.dtype == np.float16
-    assert cache.pooled.dtype == np.float32
+    assert (cache.encoder, cache.images, cache.failed) == (PatchMeans().to_json(), names, {})
+    assert (cache.pooled.shape, cache.pooled.dtype) == ((24, 3), np.float32)
+    assert (cache.grid.shape, cache.grid.dtype) == ((24, 4, 4, 3), np.float16)
     assert isinstance(cache.grid, np.memmap)
-    assert cache.rows([names[30], names[2]]).tolist() == [30, 2]
-    for name in (names[0], names[39]):
-        pixels = load_image(pictures / name, SIZE).astype(np.float32)
-        row = cache.rows([name])[0]
+    for row in (0, 23):
+        pixels = load_image(pictures / names[row], SIZE).astype(np.float32) + 1
         np.testing.assert_allclose(cache.pooled[row], pixels.mean((0, 1)), rtol=1e-5)
         np.testing.assert_allclose(cache.grid[row, 0, 3], pixels[:4, 12:].mean((0, 1)), rtol=1e-3)
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    assert "40/40" in captured.err
-    assert "image/s" in captured.err
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "4/4" in err
+    assert err.endswith(f"{tmp_path}: 0 images kept, 24 encoded, 0 failed\n")
 
 
-def test_mirrored_features_are_those_of_mirrored_images(tmp_path, pictures, names):
-    cache = extract_features(tmp_path / "a", pictures, names, PatchMeans())
-    mirrored = extract_features(tmp_path / "b", pictures, names, PatchMeans(), mirrored=True)
-    assert mirrored.mirrored
-    np.testing.assert_allclose(mirrored.grid, cache.grid[:, :, ::-1], rtol=1e-3)
-
-
-def test_a_finished_cache_is_returned_as_it_is(tmp_path, pictures, names):
-    extract_features(tmp_path, pictures, names, PatchMeans())
-    before = contents(tmp_path)
-    for options in ({}, {"batch_size": 3}, {"keep_grid": False}):
-        encoder = PatchMeans()
-        extract_features(tmp_path, pictures, names, encoder, **options)
-        assert encoder.seen == []
-    assert contents(tmp_path) == before
-
-
-def test_the_grid_is_kept_where_it_is_asked_for(tmp_path, pictures, names):
-    cache = extract_features(tmp_path, pictures, names, PatchMeans(), keep_grid=False)
-    assert cache.grid is None
-    assert set(contents(tmp_path)) == {"index.json", "pooled.npy"}
-    interrupted_after(3, tmp_path, pictures, names)
-    extract_features(tmp_path, pictures, names, PatchMeans(), keep_grid=False)
-    assert set(contents(tmp_path)) == {"index.json", "pooled.npy"}
-    again = extract_features(tmp_path, pictures, names, PatchMeans())
-    assert again.grid is not None
-    assert (again.pooled == cache.pooled).all()
-
-
-def test_a_cache_of_other_images_is_made_anew(tmp_path, pictures, names):
-    extract_features(tmp_path / "a", pictures, names, PatchMeans())
-    extract_features(tmp_path / "a", pictures, names[5:], PatchMeans())
-    extract_features(tmp_path / "b", pictures, names[5:], PatchMeans())
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
-
-
-def test_where_the_cache_lies():
-    assert cache_folder("prepared", "resnet50") == Path("prepared/features/resnet50")
-    assert cache_folder("prepared", "a/b.keras", mirrored=True).name == "b-mirrored"
-
-
-# ---------------------------------------------------------------------------- bad input
-
-
-def test_unreadable_images_are_listed_and_the_rest_goes_on(tmp_path, pictures, names):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for name in names:
-        (folder / name).write_bytes((pictures / name).read_bytes())
-    (folder / names[3]).write_text("no picture")
-    (folder / names[17]).unlink()
-    cache = extract_features(tmp_path / "cache", folder, names, PatchMeans(), batch_size=4)
-    assert list(cache.failed) == [names[3], names[17]]
-    assert cache.failed[names[17]] == "no such file; expected a picture"
-    assert cache.rows([names[3], names[4], names[17]]).tolist() == [-1, 4, -1]
-    assert not cache.pooled[[3, 17]].any()
-    assert not cache.grid[[3, 17]].any()
-    whole = extract_features(tmp_path / "whole", pictures, names, PatchMeans(), batch_size=4)
-    rest = [row for row in range(40) if row not in (3, 17)]
-    assert (cache.grid[rest] == whole.grid[rest]).all()
-    with pytest.raises(InputError, match=r"1 images are not in it, other\.jpg"):
+def test_rows_are_read_as_a_model_takes_them(tmp_path, pictures, names):
+    cache = extract(tmp_path, pictures, names)
+    rows = cache.rows([names[20], names[2], names[2]])
+    assert rows.tolist() == [20, 2, 2]
+    np.testing.assert_array_equal(cache.read(rows, (3,)), cache.pooled[rows])
+    np.testing.assert_array_equal(cache.read(rows, (16, 3)), cache.grid[rows].reshape(3, 16, 3))
+    with pytest.raises(InputError, match=r"1 images are not in it, such as other\.jpg"):
         cache.rows([names[0], "other.jpg"])
 
 
+def test_mirrored_features_are_those_of_mirrored_images(tmp_path, pictures, names):
+    cache = extract(tmp_path / "a", pictures, names)
+    mirrored = extract(tmp_path / "b", pictures, names, mirrored=True)
+    assert mirrored.mirrored
+    np.testing.assert_allclose(mirrored.grid, cache.grid[:, :, ::-1], rtol=1e-3)
+    assert mirrored.pictures(names) == cache.pictures(names)
+
+
+def test_the_grid_is_kept_if_asked_for_or_present(tmp_path, pictures, names):
+    cache = extract(tmp_path, pictures, names, keep_grid=False)
+    assert cache.grid is None
+    assert set(contents(tmp_path)) == {"index.json", "pooled.npy"}
+    with pytest.raises(InputError, match=r"has no grid, which attention needs; .*keep_grid = True"):
+        cache.read(np.array([0]), (16, 3))
+    assert extract(tmp_path, pictures, names).grid is not None
+    before, encoder = contents(tmp_path), PatchMeans()
+    assert extract(tmp_path, pictures, names, encoder, keep_grid=False).grid is not None
+    assert encoder.batches == []
+    assert contents(tmp_path) == before
+
+
+def test_unreadable_images_are_recorded(tmp_path, changing, names):
+    whole = extract(tmp_path / "whole", changing, names)
+    (changing / names[3]).write_text("no picture")
+    (changing / names[17]).unlink()
+    cache = extract(tmp_path / "cache", changing, names)
+    assert list(cache.failed) == [names[3], names[17]]
+    assert cache.failed[names[17]] == "no such file; expected a picture"
+    assert cache.rows([names[3], names[4], names[17]]).tolist() == [-1, 4, -1]
+    assert len(cache.pictures(names)) == 22
+    assert not cache.pooled[[3, 17]].any()
+    assert not cache.grid[[3, 17]].any()
+    good = np.delete(np.arange(24), [3, 17])
+    np.testing.assert_array_equal(cache.grid[good], whole.grid[good])
+
+
+def test_symbolic_links_are_followed(tmp_path, pictures, names):
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in names:
+        (links / name).symlink_to(pictures / name)
+    extract(tmp_path / "a", links, names)
+    extract(tmp_path / "b", pictures, names)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_recompressed_copy_has_nearly_the_same_hash():
+    row, column = np.mgrid[0:9:48j, 0:12:64j]
+    pixels = np.stack([127 + 127 * np.sin(column + row * c) for c in range(3)], -1)
+    image, file = Image.fromarray(pixels.astype(np.uint8)), io.BytesIO()
+    image.save(file, "JPEG", quality=40)
+    hashes = [picture_hash(load_image(source, 224)) for source in (image, file)]
+    assert hashes[0] == "193173ce8c983933"
+    assert (int(hashes[0], 16) ^ int(hashes[1], 16)).bit_count() <= 6
+    assert picture_hash(np.asarray(image)[:, ::-1]) != hashes[0]
+
+
 def test_input_that_makes_no_cache(tmp_path, pictures, names):
-    cache, encoder = tmp_path / "cache", PatchMeans()
-    with pytest.raises(InputError, match="no such folder of images"):
-        extract_features(cache, pictures / "nowhere", names, encoder)
-    with pytest.raises(InputError, match="no images to encode"):
-        extract_features(cache, pictures, [], encoder)
-    with pytest.raises(InputError, match="listed twice"):
-        extract_features(cache, pictures, [*names, names[0]], encoder)
-    for _ in range(2):
-        with pytest.raises(InputError, match=r"none of the 2 images can be read; a: no such file"):
-            extract_features(cache, pictures, ["a", "b"], encoder)
-    with pytest.raises(InputError, match=r"no such file; it is written by image_extraction"):
-        FeatureCache.open(cache)
+    for folder in (pictures / "nowhere", tmp_path):
+        with pytest.raises(
+            InputError, match=r"no image can be read: .*'a': 'no such file"
+        ) as caught:
+            extract(tmp_path / "cache", folder, ["a", *map(str, range(99))])
+        assert len(str(caught.value)) <= 300
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file where a folder is expected"):
+        extract(tmp_path / "file" / "cache", pictures, names)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e5])
 def test_features_that_cannot_be_stored_are_an_error(tmp_path, pictures, names, value):
     class Broken(PatchMeans):
-        def forward(self, images):
-            return np.full((len(images), 4, 4, 3), value)
+        def encode(self, images):
+            return np.full((len(images), 4, 4, 3), value, np.float32)
 
-    with pytest.raises(InputError, match=r"no numbers or beyond float"):
-        extract_features(tmp_path, pictures, names, Broken())
+    with pytest.raises(InputError, match=r"NaN or too large for float16"):
+        extract(tmp_path, pictures, names, Broken())
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_features_of_another_encoder_are_not_touched(tmp_path, pictures, names, finished):
-    interrupted_after(0 if finished else 3, tmp_path, pictures, names)
+def test_features_of_another_encoder_are_not_touched(tmp_path, pictures, names):
+    extract(tmp_path, pictures, names)
     before = contents(tmp_path)
     other = PatchMeans(name="resnet50", fingerprint="1" * 16)
-    with pytest.raises(InputError, match=r"(?s)patch means at 16 .*resnet50 at 16") as caught:
-        extract_features(tmp_path, pictures, names, other)
-    assert len(str(caught.value).splitlines()) == 2
+    with pytest.raises(InputError, match=r"(?s)patch means at 16 .*\nnot with resnet50 at 16"):
+        extract(tmp_path, pictures, names, other)
     assert contents(tmp_path) == before
 
 
-def test_the_second_of_two_runs_refuses(tmp_path, pictures, names):
-    with exclusive(tmp_path), pytest.raises(InputError, match="in use by another run"):
-        extract_features(tmp_path, pictures, names, PatchMeans())
+def test_the_second_of_two_runs_is_rejected(tmp_path, pictures, names):
+    with locked(tmp_path), pytest.raises(InputError, match="in use by another run"):
+        extract(tmp_path, pictures, names)
 
 
-def test_damage_is_told_and_mended_by_another_run(tmp_path, pictures, names):
-    extract_features(tmp_path, pictures, names, PatchMeans())
+@pytest.mark.parametrize("name", ["index.json", "pooled.npy", "grid.npy"])
+@pytest.mark.parametrize("damage", [None, b"", b"{}", b"\x93NUMPY\1\0", 9])
+def test_damage_is_reported_and_repaired(tmp_path, pictures, names, name, damage):
+    extract(tmp_path, pictures, names)
     whole = contents(tmp_path)
-    index = json.loads(whole["index.json"])
-    damages = {
-        "index.json": [b"", b"{}", b"[]", b"not json", whole["index.json"][:-9]],
-        "grid.npy": [b"", b"text", whole["grid.npy"][:200], whole["pooled.npy"]],
-        "pooled.npy": [None],
-    }
-    for key in ("version", "encoder", "images", "failed", "has_grid", "mirrored"):
-        damages["index.json"].append(json.dumps({**index, key: None}).encode())
-    for name, contents_of_it in damages.items():
-        for data in contents_of_it:
-            (tmp_path / name).unlink()
-            if data is not None:
-                (tmp_path / name).write_bytes(data)
-            with pytest.raises(InputError, match=name):
-                FeatureCache.open(tmp_path)
-            extract_features(tmp_path, pictures, names, PatchMeans())
-            assert contents(tmp_path) == whole
+    (tmp_path / name).unlink()
+    if damage is not None:
+        (tmp_path / name).write_bytes(whole[name][:-damage] if damage == 9 else damage)
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}.*run {features.MADE_BY}|writes it"
+    ) as caught:
+        FeatureCache.open(tmp_path)
+    assert "\n" not in str(caught.value)
+    extract(tmp_path, pictures, names)
+    assert contents(tmp_path) == whole
 
 
-# ---------------------------------------------------------------------------- a full disk
+# ---- changed images -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("megabytes", [0.002, 0.03])  # too little for the first array; the second
-def test_a_full_disk_names_file_and_space(tmp_path, pictures, megabytes):
-    many = [f"{number}.png" for number in range(500)]
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(megabytes * 1e6), limits[1]))
-    try:
-        with pytest.raises(InputError, match=r"npy\.part: cannot be written") as caught:
-            extract_features(tmp_path, pictures, many, PatchMeans())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "MB are needed" in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
-    assert contents(tmp_path) == {}
+def summary(capsys):
+    return re.search(r"(\d+) images kept, (\d+) encoded, (\d+) failed", capsys.readouterr().err)
 
 
-def test_a_disk_that_fills_up_in_mid_run_loses_nothing(
-    tmp_path, pictures, names, monkeypatch, capsys
-):
-    # capsys keeps the progress bar in memory, out of reach of the limit on files
-    undisturbed = extract_features(tmp_path / "whole", pictures, names, PatchMeans(), batch_size=4)
-    monkeypatch.setattr(features, "SAVE_SECONDS", 0)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    folder = tmp_path / "cache"
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        (lambda folder: None, ("24", "0", "0")),
+        (lambda folder: os.utime(folder / "03.png", (0, 0)), ("24", "0", "0")),
+        (lambda folder: (folder / "03.png").write_bytes(picture(99)), ("23", "1", "0")),
+        (lambda folder: (folder / "03.png").rename(folder / "x.png"), ("24", "0", "0")),
+        (lambda folder: (folder / "x.png").write_bytes(picture(99)), ("24", "1", "0")),
+        (lambda folder: (folder / "03.png").unlink(), ("23", "0", "0")),
+        (lambda folder: (folder / "03.png").write_bytes(b"damaged"), ("23", "0", "1")),
+        (lambda folder: shutil.copy(folder / "04.png", folder / "03.png"), ("24", "0", "0")),
+    ],
+    ids=["nothing", "touched", "changed", "renamed", "added", "removed", "damaged", "copied"],
+)
+def test_only_what_has_changed_is_encoded(tmp_path, changing, capsys, change, counts):
+    def images():
+        return sorted(path.name for path in changing.iterdir())
 
-    class FillsTheDisk(PatchMeans):
-        def forward(self, images):
-            if len(self.seen) == 3:  # two batches are saved
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-            return super().forward(images)
-
-    try:
-        with pytest.raises(InputError, match=r"progress\.json: cannot be written \(File too large"):
-            extract_features(folder, pictures, names, FillsTheDisk(), batch_size=4)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    encoder = PatchMeans()
-    extract_features(folder, pictures, names, encoder, batch_size=4)
-    assert sum(encoder.seen) <= 40 - 12
-    assert contents(folder) == contents(undisturbed.folder)
+    before = extract(tmp_path / "cache", changing, images())
+    original = contents(before.folder)
+    shutil.copytree(changing, tmp_path / "original")
+    change(changing)
+    capsys.readouterr()
+    extract(before.folder, changing, images())
+    assert summary(capsys).groups() == counts
+    extract(tmp_path / "fresh", changing, images())
+    assert contents(before.folder) == contents(tmp_path / "fresh")
+    extract(before.folder, tmp_path / "original", before.images)  # the change is undone
+    assert contents(before.folder) == original
 
 
-# ---------------------------------------------------------------------------- killed runs
+FOLDERS = st.dictionaries(  # the state of a folder of images: name -> number of its picture
+    st.sampled_from("abcdefgh"), st.sampled_from([1, 2, 3, 4, 5, 6, None]), min_size=1
+).filter(lambda folder: any(folder.values()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(FOLDERS, st.booleans(), st.integers(0, 4)), min_size=2, max_size=4))
+def test_after_any_changes_the_features_are_those_of_a_fresh_folder(steps):
+    """A step: the images, whether the grid is asked for, and the batch that Ctrl-C interrupts."""
+    with tempfile.TemporaryDirectory() as folder:
+        images, cache, fresh = (Path(folder, name) for name in ("images", "cache", "fresh"))
+        for state, keep_grid, stop in steps:
+            shutil.rmtree(images, ignore_errors=True)
+            images.mkdir()
+            for name, number in state.items():
+                (images / name).write_bytes(picture(number) if number else b"damaged")
+            encoder = Interrupted()
+            object.__setattr__(encoder, "after", stop)
+            try:
+                extract(cache, images, list(state), encoder, batch_size=2, keep_grid=keep_grid)
+            except KeyboardInterrupt:
+                continue
+        found = extract(cache, images, list(state), batch_size=2, keep_grid=keep_grid)
+        expected = extract(fresh, images, list(state), keep_grid=found.grid is not None)
+        assert contents(cache) == contents(fresh)
+        assert found.grid is not None or not keep_grid
+        np.testing.assert_array_equal(found.pooled, expected.pooled)
+
+
+# ---- interrupted runs ---------------------------------------------------------------------------
+
+
+def test_on_ctrl_c_completed_rows_are_saved(tmp_path, pictures, names, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        extract(tmp_path / "cache", pictures, names, Interrupted())
+    with pytest.raises(InputError, match="unfinished or of an old version; run image_extraction"):
+        FeatureCache.open(tmp_path / "cache")
+    extract(tmp_path / "cache", pictures, names)
+    assert summary(capsys).groups() == ("8", "16", "0")
+    extract(tmp_path / "whole", pictures, names)
+    assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing may catch it."""
+    """The process is dead: everything that writes raises it again."""
 
 
-def interrupted_after(calls, folder, pictures, names, target=(features, "_store"), **options):
-    """Run until call number `calls` of a function, then break off; 0 runs to the end."""
-    owner, function = target
-    original, count = getattr(owner, function), 0
+WRITES = [
+    (Path, "write_bytes"),
+    (Path, "replace"),
+    (Path, "unlink"),
+    (np, "save"),
+    (np.memmap, "flush"),
+    (PatchMeans, "encode"),
+]
 
-    def counting(*arguments, **keywords):
-        nonlocal count
-        count += 1
-        if count == calls:
-            raise Killed
-        return original(*arguments, **keywords)
+
+def kill_at(write, run):
+    """Call `run`, and kill it at write number `write`; returns whether it got as far."""
+    count = 0
+
+    def counting(original):
+        def call(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count >= write:
+                raise Killed
+            return original(*arguments, **options)
+
+        return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "SAVE_SECONDS", 0)
-        patch.setattr(owner, function, counting)
+        patch.setattr(features, "SAVE_EVERY", 1)
+        for owner, name in WRITES:
+            patch.setattr(owner, name, counting(getattr(owner, name)))
         try:
-            extract_features(folder, pictures, names, PatchMeans(), batch_size=8, **options)
+            run()
         except Killed:
             return True
     return False
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        (features, "_store"),
-        (features, "write_json"),
-        (features, "encode_images"),
-        (Path, "replace"),
-        (Path, "unlink"),
-        (os, "fsync"),
-        (np.memmap, "flush"),
-        (np.lib.format, "open_memmap"),
-    ],
-    ids=lambda target: target[1],
-)
-def test_broken_off_at_every_step_it_goes_on(tmp_path, pictures, names, target):
-    undisturbed = extract_features(tmp_path / "whole", pictures, names, PatchMeans(), batch_size=8)
-    calls = 1
-    while interrupted_after(calls, tmp_path / f"cut{calls}", pictures, names, target):
-        folder = tmp_path / f"cut{calls}"
-        if (folder / "index.json").exists():
-            FeatureCache.open(folder)
-        else:
-            with pytest.raises(InputError):
-                FeatureCache.open(folder)
-        progress = folder / "progress.json"
-        saved = json.loads(progress.read_text())["done"] if progress.exists() else 0
-        encoder = PatchMeans()
-        extract_features(folder, pictures, names, encoder, batch_size=8)
-        assert sum(encoder.seen) <= 40 - saved
-        assert contents(folder) == contents(undisturbed.folder)
-        calls += 1
-    assert calls > 1
+@pytest.mark.parametrize("second", ["first run", "changed files", "other images"])
+def test_killed_between_any_two_writes_it_resumes(tmp_path, pictures, changing, names, second):
+    images, before = names[:12], tmp_path / "before"
+    goals = []  # the images and the cache they lead to, of the second run and, if any, of the first
+    if second == "first run":
+        before.mkdir()
+    else:
+        goals = [(pictures, images, extract(before, pictures, images))]
+        for name in names[2:9]:
+            (changing / name).write_bytes(picture(100 + int(name[:2])))
+    images = names[16:3:-1] if second == "other images" else images
+    goals = [(changing, images, extract(tmp_path / "whole", changing, images)), *goals]
+    for write in range(1, 99):
+        folder = shutil.copytree(before, tmp_path / str(write))
+        killed = kill_at(write, lambda folder=folder: extract(folder, changing, images))
+        with contextlib.suppress(InputError):  # if it opens, it is the old cache or the new one
+            assert FeatureCache.open(folder).digests in [goal.digests for _, _, goal in goals]
+        saved, encoder = 0, PatchMeans()
+        if second == "first run" and (folder / "index.json").exists():
+            index = json.loads((folder / "index.json").read_text())
+            saved = sum(digest is not None for digest in index["digests"])
+        goals.reverse()  # resume and then undo the change, or undo it at once
+        for place, files, goal in goals:
+            extract(folder, place, files, encoder)
+            assert contents(folder) == contents(goal.folder)
+        assert second != "first run" or len(encoder.batches) == -(-(12 - saved) // BATCH)
+        if not killed:
+            break
+    assert not killed
+    assert write > 15
 
 
-def test_broken_off_while_another_list_was_encoded(tmp_path, pictures, names):
-    """Progress on one list vouches for nothing once another list has been begun."""
-    undisturbed = extract_features(tmp_path / "whole", pictures, names, PatchMeans(), batch_size=8)
-    folder = tmp_path / "cache"
-    interrupted_after(4, folder, pictures, names)
-    interrupted_after(1, folder, pictures, names[::-1])
-    extract_features(folder, pictures, names, PatchMeans(), batch_size=8)
-    assert contents(folder) == contents(undisturbed.folder)
+@pytest.mark.parametrize("room", [500, 10_000])  # bytes; too little for the first array, the second
+def test_a_full_disk_names_file_and_space(tmp_path, pictures, room):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"npy: cannot be written \(File too large") as caught:
+            extract(tmp_path, pictures, [f"{number}.png" for number in range(500)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "MB are needed" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert contents(tmp_path) == {}
 
 
-def test_features_of_another_data_set_are_kept(tmp_path, pictures, names):
-    folder = tmp_path / "cache"
-    extract_features(folder, pictures, names[:6], PatchMeans(), batch_size=8)
-    before = contents(folder)
-    with pytest.raises(InputError, match="another data set"):
-        extract_features(folder, pictures, names[6:12], PatchMeans(), batch_size=8)
-    assert contents(folder) == before
-    grown = extract_features(folder, pictures, names[:12], PatchMeans(), batch_size=8)
-    assert grown.images == names[:12]
+def test_a_disk_that_fills_up_during_a_run_loses_nothing(tmp_path, pictures, names, monkeypatch):
+    monkeypatch.setattr(features, "SAVE_EVERY", 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class FillsTheDisk(PatchMeans):
+        def encode(self, images):
+            if len(self.batches) == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+            return super().encode(images)
+
+    monkeypatch.setattr(features, "tqdm", lambda batches, **_: batches)  # it writes to a file here
+    try:
+        with pytest.raises(InputError, match=r"index\.json: cannot be written \(File too large"):
+            extract(tmp_path / "cache", pictures, names, FillsTheDisk())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    encoder = PatchMeans()
+    extract(tmp_path / "cache", pictures, names, encoder)
+    assert len(encoder.batches) == 3
+    extract(tmp_path / "whole", pictures, names)
+    assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
 
 
-RUN = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from captioning import features
-from captioning.encoders import load_encoder
-from test_features import PatchMeans
-features.SAVE_SECONDS = 0.01
-encoder = {encoder}
-images = {images!r}
-features.extract_features({folder!r}, {pictures!r}, images, encoder, batch_size=4)
+ELSEWHERE = """
+import mmap, os, sys
+sys.modules["fcntl"] = None  # as on Windows
+for module, names in ((os, ["posix_fallocate", "posix_fadvise"]), (mmap, ["MADV_WILLNEED"])):
+    for name in names:
+        delattr(module, name)
+sys.path[:0] = {path!r}
+from test_features import extract
+extract({folder!r}, {pictures!r}, {names!r}).read([1, 0], (16, 3))
 """
 
 
-def start(folder, pictures, names, encoder):
-    tests = Path(__file__).parent
-    values = {"folder": str(folder), "pictures": str(pictures), "images": names}
-    code = RUN.format(root=str(tests.parent), tests=str(tests), encoder=encoder, **values)
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+def test_systems_without_locks_and_reservations(tmp_path, pictures, names):
+    values = {"folder": str(tmp_path / "a"), "pictures": str(pictures), "names": names}
+    code = ELSEWHERE.format(path=[str(Path(__file__).parent), *sys.path], **values)
+    subprocess.run([sys.executable, "-c", code], check=True)
+    extract(tmp_path / "b", pictures, names)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def wait_until(condition, process, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.002)
+# ---- the caches of a prepared folder ------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    import keras
-
-    keras.utils.set_random_seed(3)
-    image = keras.Input((None, None, 3))
-    x = keras.layers.Conv2D(5, 3, strides=2, activation="relu")(image)
-    x = keras.layers.Conv2D(6, 3, padding="same")(x)
-    path = tmp_path_factory.mktemp("encoder") / "tiny.keras"
-    keras.Model(image, x).save(path)
-    return path
+def test_where_the_cache_is():
+    assert cache_folder("prepared", "resnet50") == Path("prepared/features/resnet50")
+    assert cache_folder("prepared", "a/b.keras", mirrored=True).name == "b-mirrored"
 
 
-def test_a_killed_run_with_a_real_encoder(tmp_path, pictures, names, tiny):
-    images = [f"{number}.png" for number in range(600)]
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for number, image in enumerate(images):
-        (folder / image).symlink_to(pictures / names[number % 40])
-    cache = tmp_path / "cache"
-    process = start(cache, folder, images, f"load_encoder({str(tiny)!r}, image_size=64)")
-    wait_until((cache / "progress.json").exists, process)
-    process.kill()
-    process.communicate()
-    done = json.loads((cache / "progress.json").read_text())["done"]
-    assert 0 < done < 600
-    with pytest.raises(InputError, match="unfinished"):
-        FeatureCache.open(cache)
-    encoder = load_encoder(tiny, image_size=64)
-    extract_features(cache, folder, images, encoder, batch_size=4)
-    undisturbed = extract_features(tmp_path / "whole", folder, images, encoder, batch_size=4)
-    assert contents(cache) == contents(undisturbed.folder)
-
-
-def test_ctrl_c_stops_soon_and_keeps_what_is_done(tmp_path, pictures, names):
-    folder = tmp_path / "cache"
-    process = start(folder, pictures, names, "PatchMeans(seconds=0.05)")  # 2 s for all
-    wait_until((folder / "progress.json").exists, process)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    sent = time.monotonic()
-    _, stderr = process.communicate(timeout=10)
-    assert time.monotonic() - sent < 2
-    assert "KeyboardInterrupt" in stderr  # goes on to the caller, who can say how to go on
-    done = json.loads((folder / "progress.json").read_text())["done"]
-    assert 0 < done < 40
-    encoder = PatchMeans()
-    extract_features(folder, pictures, names, encoder, batch_size=4)
-    assert sum(encoder.seen) == 40 - done
-    undisturbed = extract_features(tmp_path / "whole", pictures, names, PatchMeans(), batch_size=4)
-    assert contents(folder) == contents(undisturbed.folder)
-
-
-@pytest.mark.parametrize("shape", [(1000, 7), (300, 9, 9, 40)])
-def test_rows_are_read_as_they_are_stored(tmp_path, shape):
-    stored = np.random.default_rng(0).normal(size=shape).astype(np.float16)
-    np.save(tmp_path / "array.npy", stored)
-    mapped = np.load(tmp_path / "array.npy", mmap_mode="r")
-    rows = np.array([5, 0, len(stored) - 1, 5, -1])
-    for array in (mapped, stored):
-        read = read_rows(array, rows)
-        np.testing.assert_array_equal(read, stored[rows])
-        assert not isinstance(read.base, mmap.mmap)  # a copy
-    assert read_rows(mapped, rows[:0]).shape == (0, *shape[1:])
+def test_the_caches_of_a_prepared_folder(tmp_path, pictures, names):
+    with pytest.raises(InputError, match=r"no features; .*\npython -m captioning shards merge "):
+        open_caches(tmp_path)
+    extract(cache_folder(tmp_path, "a"), pictures, names)
+    extract(cache_folder(tmp_path, "a", mirrored=True), pictures, names, mirrored=True)
+    assert [cache.mirrored for cache in open_caches(tmp_path)] == [False, True]
+    assert len(open_caches(tmp_path, mirrored=False)) == 1
+    extract(cache_folder(tmp_path, "b"), pictures, names)
+    with pytest.raises(InputError, match="features of a, b; choose with --encoder"):
+        open_caches(tmp_path)
+    assert [cache.folder.name for cache in open_caches(tmp_path, "b")] == ["b"]
+    with pytest.raises(InputError, match=r"no such file; image_extraction.ipynb writes it"):
+        open_caches(tmp_path, "c")
+    index = json.loads((tmp_path / "features" / "a" / "index.json").read_text())
+    index["encoder"]["fingerprint"] = "1" * 16
+    write_json(tmp_path / "features" / "a" / "index.json", index)
+    with pytest.raises(InputError, match=r"a-mirrored: made with .*\nnot with "):
+        open_caches(tmp_path, "a")
