@@ -176,11 +176,10 @@ def _digest(path: Path) -> str | None:
 def new_arrays(folder: Path, index: dict) -> Iterator[dict[str, np.ndarray]]:
     """Yield the arrays to fill, by name; then they and `index` replace those of the cache."""
     shape, arrays = index["encoder"]["grid_shape"], {}
-    kinds = {"pooled": (shape[-1:], np.float32), "grid": (shape, np.float16)}
+    blank = {"pooled": np.zeros(shape[-1:], np.float32), "grid": np.zeros(shape, np.float16)}
     with contextlib.ExitStack() as stack:
         for name in index["arrays"]:
-            shape, dtype = kinds[name]
-            zeros = np.broadcast_to(dtype(0), (len(index["images"]), *shape))
+            zeros = np.broadcast_to(blank[name], (len(index["images"]), *blank[name].shape))
             path = stack.enter_context(replacing(folder / f"{name}.npy", zeros.nbytes))
             with path.open("wb+") as file:  # not "wb": NumPy would hide the system's error
                 np.save(file, zeros)  # a full disk is an error here, not a crash later

@@ -1,0 +1,99 @@
+"""Feature extraction in shards, on several machines that see the same disk.
+
+    image_extraction.ipynb with shard = "1/16" and so on, in any order, then
+    python -m captioning shards merge prepared/features/<encoder>
+
+A shard is a cache of its own in a subfolder, such as shard-03-of-16. It starts where a batch does,
+so the CNN sees the same batches, and the merged cache is byte for byte that of a single run.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from captioning.encoders import Encoder, require_same_encoder
+from captioning.errors import InputError, log
+from captioning.features import BATCH_SIZE, MADE_BY, FeatureCache, extract_features, new_arrays
+from captioning.files import locked, read_json
+
+
+def extract_shard(
+    shard: str,
+    folder: str | Path,
+    image_folder: str | Path,
+    images: Sequence[str],
+    encoder: Encoder,
+    batch_size: int = BATCH_SIZE,
+    **options,
+) -> FeatureCache:
+    """Encode a part of `images`, such as "3/16", into a subfolder of the cache `folder`.
+
+    The images and `batch_size` must be the same for all shards; `options` as `extract_features`.
+    InputError if `shard` is not a shard, or there are more shards than batches.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise InputError(f"shard {shard!r}: expected e.g. 3/16, from 1/16 to 16/16, or nothing")
+    batches = -(-len(images) // batch_size)
+    if count > batches:
+        sizes = f"{len(images):,} images are {batches:,} batches of {batch_size}"
+        raise InputError(f"shard {shard}: {sizes}; use at most {batches:,} shards")
+    first, end = (batches * part // count * batch_size for part in (number - 1, number))
+    place = Path(folder, f"shard-{number:0{len(str(count))}}-of-{count}")
+    return extract_features(
+        place, image_folder, images[first:end], encoder, batch_size=batch_size, **options
+    )
+
+
+def merge_shards(folder: str | Path) -> FeatureCache:
+    """Copy the rows of all shards in `folder` into one cache there; the shards stay.
+
+    InputError if a shard is missing, unfinished or unlike the others, or the disk is full.
+    """
+    folder = Path(folder)
+    places = sorted(folder.glob("shard-*-of-*"))
+    if not places:
+        raise InputError(f"{folder}: no shards; {MADE_BY} makes them with shard = 1/16 and so on")
+    count = int(places[0].name.rpartition("-")[2])
+    expected = [f"shard-{n:0{len(str(count))}}-of-{count}" for n in range(1, count + 1)]
+    if found := [place.name for place in places if place.name not in expected]:
+        raise InputError(f"{folder}: {places[0].name} and {found[0]}; remove those of one run")
+    if missing := sorted(set(expected) - {place.name for place in places}):
+        raise InputError(f"{folder}: {', '.join(missing[:9])} missing; make it with {MADE_BY}")
+    with locked(folder):
+        shards = [FeatureCache.open(place) for place in places]
+        parts = [read_json(place / "index.json", MADE_BY) for place in places]
+        for place, part in zip(places, parts, strict=True):
+            require_same_encoder(place, part["encoder"], parts[0]["encoder"])
+            if (part["mirrored"], part["arrays"]) != (parts[0]["mirrored"], parts[0]["arrays"]):
+                problem = f"mirrored or with a grid, unlike {places[0].name}, or the reverse"
+                raise InputError(f"{place}: {problem}; make one of them again")
+        lists = ("images", "digests", "hashes")
+        index = parts[0] | {name: [v for part in parts for v in part[name]] for name in lists}
+        index["failed"] = {image: why for part in parts for image, why in part["failed"].items()}
+        if len(set(index["images"])) < len(index["images"]):
+            problem = "made from other lists of images, or with another batch_size; make them again"
+            raise InputError(f"{folder}: some images are in two shards, which were {problem}")
+        with new_arrays(folder, index) as arrays:
+            for name, array in arrays.items():
+                np.concatenate([getattr(shard, name) for shard in shards], out=array)
+    return FeatureCache.open(folder)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `python -m captioning shards`."""
+    parser.add_argument("action", choices=["merge"], help="merge the shards of an extraction")
+    help = "the cache that holds the shards, e.g. prepared/features/efficientnet_lite2"
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help=help)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Merge the shards in each folder."""
+    for folder in options.folders:
+        cache = merge_shards(folder)
+        counts = f"{len(cache.images):,} images, {len(cache.failed):,} of them unreadable"
+        log(f"{folder}: {counts}; {folder}/shard-* may be removed now")
