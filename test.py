@@ -80,21 +80,13 @@ def main() -> int:
 
 def caption_images(captioner, paths: list[Path], options: argparse.Namespace) -> int:
     """Print a caption for each photograph; those that cannot be read are named on stderr."""
-    captions = {}
-    for path, found in captioner.caption_files(paths, options.beam_width, options.length_penalty):
-        if isinstance(found, InputError):
-            log(f"error: {found}")
-            continue
-        captions[path] = found
-        if not found.text:
-            log(f"{path}: the caption is empty; train the model for longer")
-        print(found.line(path, options.json), flush=True)
+    captions, status = captioner.print_captions(paths, options)
     if options.save and captions:
         from captioning.images import load_image, load_thumbnail
         from captioning.plots import save_attention, save_captioned
 
-        texts = [caption.text for caption in captions.values()]
-        pictures = [load_thumbnail(path, PICTURE_SIZE) for path in captions]
+        texts = [caption.text for _, caption in captions]
+        pictures = [load_thumbnail(path, PICTURE_SIZE) for path, _ in captions]
         if options.attention:
             features = captioner.encode([load_image(paths[0], captioner.encoder.image_size)])
             maps = captioner.attention(features, texts)
@@ -102,9 +94,7 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
         else:
             save_captioned(options.save, pictures, texts)
         log(f"wrote {options.save}")
-    if len(captions) == len(paths):
-        return 0
-    return 1 if len(paths) > 1 else 2
+    return status
 
 
 def score_split(captioner, options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """A checkpoint, ready to caption photographs and cached features."""
 
+import argparse
 import dataclasses
 import itertools
 import json
@@ -17,7 +18,7 @@ from captioning.checkpoint import Checkpoint
 from captioning.config import BEAM_WIDTH, LENGTH_PENALTY, MAX_LENGTH_PENALTY
 from captioning.decoding import beam_search, decode_greedily
 from captioning.encoders import WEIGHT_SUFFIXES, Encoder, encoder_label, load_encoder
-from captioning.errors import InputError
+from captioning.errors import InputError, log
 from captioning.features import FeatureCache
 from captioning.files import shipped
 from captioning.images import Photograph, load_image
@@ -145,6 +146,22 @@ class Captioner:
                 good = [path for path in batch if path not in found]
                 found |= zip(good, captions, strict=True)
             yield from ((path, found[path]) for path in batch)
+
+    def print_captions(
+        self, paths: Sequence[Path], options: argparse.Namespace
+    ) -> tuple[list[tuple[Path, Caption]], int]:
+        """Print the caption of each file, or its error to stderr; returns captions, exit status."""
+        captions = []
+        for path, found in self.caption_files(paths, options.beam_width, options.length_penalty):
+            if isinstance(found, InputError):
+                log(f"error: {found}")
+                continue
+            if not found.text:
+                log(f"{path}: the caption is empty; train the model for longer")
+            print(found.line(path, options.json), flush=True)
+            captions.append((path, found))
+        failed = 1 if len(paths) > 1 else 2
+        return captions, 0 if len(captions) == len(paths) else failed
 
     def caption_cached(
         self, cache: FeatureCache, images: Sequence[str], beam_width: int, length_penalty: float

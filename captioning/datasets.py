@@ -4,6 +4,7 @@
 a further row of `READERS`. Nothing is skipped silently: it is counted, and `describe` reports it.
 """
 
+import codecs
 import csv
 import hashlib
 import os
@@ -262,7 +263,10 @@ def _read_lines(
     path: Path, reader: Reader, problems: list[str]
 ) -> Iterator[tuple[str, list[str], str]]:
     """Yield image name, caption and no split for each line; `problems` gets the broken ones."""
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path}: is UTF-16; save it as UTF-8")
+    for number, line in enumerate(data.splitlines(), start=1):
         try:
             name, text = map(str.strip, reader.parse(line.decode("utf-8-sig")))
         except (ValueError, csv.Error):
@@ -310,7 +314,9 @@ def _usable_splits(
         members = dict.fromkeys(images.find(name)[0] or name for name in names)
         for image in members:
             if (other := split_of.setdefault(image, split)) != split:
-                raise InputError(f"{image} is in two splits, {other} and {split}; remove one entry")
+                raise InputError(
+                    f"{images.folder}: {image} is in two splits, {other} and {split}; remove one"
+                )
         usable[split] = [image for image in members if image in captions]
         counts["split entries given twice"] += len(names) - len(members)
         skipped = f"{split} entries without image or captions (skipped)"

@@ -17,8 +17,12 @@ class InputError(ValueError):
 
 
 def reason(error: Exception) -> str:
-    """A library's message in one line: its first, and the next if that one ends in a colon."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """A library's message in one line: its first, and the next if that one ends in a colon.
+
+    Of an error of the operating system, what was wrong, without the path.
+    """
+    text = getattr(error, "strerror", None) or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     text = text if len(text) <= 300 else f"{text[:297]}..."
     return (text if text.isprintable() else repr(text)) or type(error).__name__

@@ -174,8 +174,7 @@ def read_json(path: str | os.PathLike, made_by: str) -> dict:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {made_by} writes it") from None
     except (OSError, ValueError, RecursionError) as error:
-        problem = error.strerror if isinstance(error, OSError) else f"not JSON: {reason(error)}"
-        raise InputError(f"{path}: {problem}; run {made_by} again") from None
+        raise InputError(f"{path}: not JSON ({reason(error)}); run {made_by} again") from None
     return value
 
 

@@ -106,7 +106,7 @@ def _upright(image: Image.Image) -> Image.Image:
     if not image.width * image.height:
         raise ValueError("it has no pixels")
     if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        raise Image.DecompressionBombError
     turn = TURNS.get(image.getexif().get(ORIENTATION))
     return image if turn is None else image.transpose(turn)
 
@@ -145,9 +145,9 @@ def _damage_reported(path: Path | str) -> Iterator[None]:
         raise InputError(f"{path}: no permission to read it") from None
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a picture in a format that Pillow reads") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError):
         raise InputError(
-            f"{path}: too large ({reason(error)}); scale it down to at most {MAX_PIXELS:,} pixels"
+            f"{path}: too large; scale it down to at most {MAX_PIXELS:,} pixels"
         ) from None
     except Exception as error:  # Pillow's readers raise many types
         raise InputError(f"{path}: damaged picture ({reason(error)})") from None

@@ -6,7 +6,6 @@ It prints the same lines as test.py, with the beam width that scores best.
 import argparse
 
 from captioning.config import BEAM_WIDTH, add_search_options
-from captioning.errors import InputError, log
 from captioning.images import list_images
 
 
@@ -28,13 +27,5 @@ def main(options: argparse.Namespace) -> int:
     import_tensorflow()
     from captioning.captioner import Captioner
 
-    captioner, bad = Captioner.load(options.model, options.encoder), 0
-    for path, found in captioner.caption_files(paths, options.beam_width, options.length_penalty):
-        if isinstance(found, InputError):
-            log(f"error: {found}")
-            bad += 1
-        else:
-            print(found.line(path, options.json), flush=True)
-    if not bad:
-        return 0
-    return 1 if len(paths) > 1 else 2
+    captioner = Captioner.load(options.model, options.encoder)
+    return captioner.print_captions(paths, options)[1]
