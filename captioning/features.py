@@ -10,6 +10,7 @@ the rows whose digest is that of a file (of any name) and encodes the others.
 
 import contextlib
 import hashlib
+import mmap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from captioning.encoders import Encoder, require_same_encoder
-from captioning.errors import InputError, log, one_line, reason
+from captioning.errors import InputError, log, reason
 from captioning.files import locked, read_json, replacing, write_json
 from captioning.images import load_image
 
@@ -75,7 +76,19 @@ class FeatureCache:
         if array is None:
             remedy = f"run {MADE_BY} again with keep_grid = True"
             raise InputError(f"{self.folder}: has no grid, which attention needs; {remedy}")
+        _advise(array, rows)
         return array[rows].reshape(len(rows), *feature_shape)
+
+
+def _advise(array: np.memmap, rows: np.ndarray) -> None:
+    """madvise(WILLNEED) on rows before reading them: random reads would read ahead megabytes."""
+    if hasattr(mmap, "MADV_WILLNEED"):
+        size, start = array[0].nbytes, array.offset % mmap.ALLOCATIONGRANULARITY
+        for row in rows.tolist():
+            begin = start + row % len(array) * size
+            page = begin - begin % mmap.PAGESIZE
+            with contextlib.suppress(OSError):  # it is advice
+                array.base.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
 
 
 def cache_folder(prepared: str | Path, encoder_name: str, mirrored: bool = False) -> Path:
@@ -144,7 +157,8 @@ def extract_features(
         arrays = _keep_rows(folder, paths, index, old)
         _encode_rows(folder, paths, index, arrays, encoder, batch_size)
     if len(index["failed"]) == len(paths):
-        raise InputError(one_line(f"{image_folder}: no image can be read: {index['failed']}"))
+        image, problem = next(iter(index["failed"].items()))
+        raise InputError(f"{image_folder}: no image can be read; {image}: {problem}")
     return FeatureCache.open(folder)
 
 

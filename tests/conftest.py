@@ -47,6 +47,11 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", KERAS_COPIES)
 
 
+def picture_hash(number):
+    """A perceptual hash for a picture that does not exist, unlike those of other numbers."""
+    return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"
+
+
 def write_cache(prepared, images, encoder, mirrored=False, failed=(), keep_grid=True):
     """Write a feature cache of random features; the mirrored ones are the same with other sign."""
     rows, columns, channels = encoder["grid_shape"]
@@ -62,18 +67,14 @@ def write_cache(prepared, images, encoder, mirrored=False, failed=(), keep_grid=
     if keep_grid:
         np.save(folder / "grid.npy", grid)
     index = {
-        "version": 2,
+        "version": 3,
         "complete": True,
         "encoder": encoder,
         "mirrored": mirrored,
-        "has_grid": keep_grid,
+        "arrays": ["pooled", "grid"] if keep_grid else ["pooled"],
         "images": images,
-        "files": [
-            None
-            if image in failed
-            else (1, 0, f"{row:016x}", f"{row * 0x9E3779B97F4A7C15 % 2**64:016x}")
-            for row, image in enumerate(images)
-        ],
+        "digests": [None if image in failed else f"{row:016x}" for row, image in enumerate(images)],
+        "hashes": [picture_hash(row) for row in range(len(images))],
         "failed": dict.fromkeys(failed, "damaged picture"),
     }
     write_json(folder / "index.json", index)

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import picture_hash
 from PIL import Image
 
 from captioning.captioner import DECODED_AT_ONCE, Captioner
@@ -265,11 +266,7 @@ def number_pictures(folder, images):
     """Give each image of a cache the perceptual hash that it has in the tiny prepared folder."""
     index = next(folder.glob("features/*/index.json"))
     content = json.loads(index.read_text())
-    hashes = [f"{row * 0x9E3779B97F4A7C15 % 2**64:016x}" for row in range(len(images))]
-    content["files"] = [
-        (1, 0, hashes[images.index(image)], hashes[images.index(image)])
-        for image in content["images"]
-    ]
+    content["hashes"] = [picture_hash(images.index(image)) for image in content["images"]]
     index.write_text(json.dumps(content))
 
 
