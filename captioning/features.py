@@ -157,8 +157,7 @@ def extract_features(
         arrays = _keep_rows(folder, paths, index, old)
         _encode_rows(folder, paths, index, arrays, encoder, batch_size)
     if len(index["failed"]) == len(paths):
-        image, problem = next(iter(index["failed"].items()))
-        raise InputError(f"{image_folder}: no image can be read; {image}: {problem}")
+        raise InputError(f"no image can be read, such as {paths[0]}: {index['failed'][images[0]]}")
     return FeatureCache.open(folder)
 
 
