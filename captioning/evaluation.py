@@ -91,7 +91,7 @@ def evaluate(
         images,
         captions,
         references,
-        metrics.score(references, captions, with_meteor=prepared.tokenizer == "words"),
+        metrics.score(references, captions, with_meteor=prepared.vocabulary.tokenizer == "words"),
         metrics.cider_d_per_image(references, captions),
         rows,
         floor,

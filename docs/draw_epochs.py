@@ -1,0 +1,40 @@
+"""Draw how captions change during training: docs/epochs.jpg.
+
+    python docs/draw_epochs.py weights images/dog-on-grass.jpg images/mariachi-band.jpg
+
+captions the photographs with the checkpoints of a run after epochs 1, 5, 10 and at the end
+(beam width 5). A minute.
+"""
+
+import argparse
+import textwrap
+from pathlib import Path
+
+from captioning import Captioner
+from captioning.images import load_thumbnail
+from captioning.plots import save_captioned
+
+EPOCHS = (1, 5, 10)
+SIDE, WRAP = 480, 44  # pixels; characters
+
+
+def main() -> None:
+    """Caption, and write the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("weights", type=Path, help="output folder of train.py")
+    parser.add_argument("photographs", nargs="+", help="files")
+    parser.add_argument("--output", default="docs/epochs.jpg", help="default: %(default)s")
+    options = parser.parse_args()
+    checkpoints = sorted(options.weights.glob("epoch-*.safetensors"))
+    last = int(checkpoints[-1].stem.rpartition("-")[2])
+    lines = [[] for _ in options.photographs]
+    for epoch in sorted({*EPOCHS, last}):
+        captioner = Captioner.load(options.weights / f"epoch-{epoch:03}.safetensors")
+        for caption, texts in zip(captioner.caption(options.photographs), lines, strict=True):
+            texts.append(textwrap.fill(f"{epoch}: {caption}", WRAP))
+    pictures = [load_thumbnail(path, SIDE) for path in options.photographs]
+    save_captioned(options.output, pictures, ["\n".join(texts) for texts in lines])
+
+
+if __name__ == "__main__":
+    main()
