@@ -81,7 +81,7 @@ demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: abo
 	@if [ -f $(PRETRAINED) ]; then \
 		$(heading) 'And photographs, with the captioner that ships with the project'; \
 		$(RUN) test.py --beam-width 5 --save demo/photographs.png \
-			--image $(filter-out images/captioned.jpg,$(wildcard images/*.jpg)); \
+			--image $(wildcard images/*.jpg); \
 	fi
 	@$(heading) 'Done. Look at'
 	@echo '  demo/captioned.png              the five pictures with their captions'
