@@ -6,8 +6,8 @@ and text alone, so a checkpoint may come from anybody; its header is checked aga
 before a model of those sizes is built.
 """
 
-import dataclasses
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,30 +19,25 @@ from captioning.model import MergeDecoder
 from captioning.vocabulary import Vocabulary
 
 VERSION = 2
+MOST_POSITIONS = 10_000  # in a grid of features
 GATES = {"gru": 3, "lstm": 4}  # matrices in the kernel of an RNN
+MISFIT = "its tensors are not the weights of its configuration"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Checkpoint:
-    """A model, and what gives its numbers a meaning.
-
-    Attributes:
-        model: the merge model.
-        vocabulary: word ids <-> words.
-        encoder: `Encoder.to_json` of the features that it was trained on.
-        facts: how it was trained and how it scored; JSON-ready, for people.
-    """
+    """A model, and what gives its numbers a meaning."""
 
     model: MergeDecoder
     vocabulary: Vocabulary
-    encoder: dict
-    facts: dict
+    encoder: dict  # `Encoder.to_json` of the features that it was trained on
+    facts: dict  # how it was trained and how it scored; JSON-ready, for people
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the checkpoint to `path` (`.safetensors`), atomically."""
         header = {
             "version": VERSION,
-            "config": dataclasses.asdict(self.model.config),
+            "config": asdict(self.model.config),
             "vocabulary": self.vocabulary.to_json(),
             "encoder": self.encoder,
             "facts": self.facts,
@@ -52,40 +47,31 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: str | os.PathLike, dtype: str | None = None) -> "Checkpoint":
-        """Read a checkpoint that `save` wrote.
+        """Read a checkpoint; `dtype` is "float32", or as it was trained.
 
-        Args:
-            path: the `.safetensors` file.
-            dtype: "float32" or "mixed_bfloat16"; as it was trained if None.
-
-        Raises:
-            InputError: the file is missing, damaged, of another version, or not a checkpoint.
+        InputError if the file is missing, damaged, of another version, or not a checkpoint.
         """
         path = Path(path).expanduser()
         if path.suffix == ".keras":
-            raise InputError(
-                f"{path}: checkpoints are .safetensors files now; train again with train.py"
-            )
+            raise InputError(f"{path}: checkpoints are .safetensors files now; train again")
         header, tensors = read_tensors(path, "train.py")
-        if (version := header.get("version")) != VERSION or "config" not in header:
-            raise InputError(
-                f"{path}: version {version}, expected a checkpoint of version {VERSION}; train again"
-            )
         try:
+            if header["version"] != VERSION:
+                raise ValueError(f"version {header['version']}, expected {VERSION}: train again")
             config = Config.from_json(header["config"])
             vocabulary = Vocabulary.from_json(header["vocabulary"])
             encoder, facts = dict(header["encoder"]), dict(header["facts"])
             shape = feature_shape(encoder, config.attention)
             shapes = {name: tensor.shape for name, tensor in tensors.items()}
-            embedding_size = _check_sizes(shapes, config, len(vocabulary), shape)
+            _check_sizes(config, len(vocabulary), encoder["grid_shape"], shapes)
+            size = shapes["embedding/embeddings"][-1]
+            model = MergeDecoder(config, len(vocabulary), shape, size, dtype)
+            if shapes != {_name(weight): weight.shape for weight in model.weights}:
+                raise ValueError(MISFIT)
+            if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+                raise ValueError("its weights hold NaN or infinity")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a checkpoint of train.py ({reason(error)})") from None
-        model = MergeDecoder(config, len(vocabulary), shape, embedding_size, dtype)
-        expected = {_name(weight): tuple(weight.shape) for weight in model.weights}
-        if expected != shapes:
-            raise InputError(f"{path}: its tensors are not the weights of its configuration")
-        if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-            raise InputError(f"{path}: its weights hold NaN or infinity; use an earlier checkpoint")
         for weight in model.weights:
             weight.assign(tensors[_name(weight)])
         return cls(model, vocabulary, encoder, facts)
@@ -102,22 +88,18 @@ def _name(weight) -> str:
     return weight.path.partition("/")[2]
 
 
-def _check_sizes(shapes: dict, config: Config, words: int, feature_shape: tuple) -> int:
-    """Check that the tensors that determine the size of the model are as the header says.
-
-    Returns:
-        the length of a word vector.
-    """
-    if not isinstance(config.max_words, int) or config.max_words < 1:
-        raise ValueError(f"max_words is {config.max_words}")
-    units, embedding_size = config.units, shapes["embedding/embeddings"][-1]
-    cell = f"rnn/{config.rnn}_cell"
-    for name, shape in {
-        "embedding/embeddings": (words, embedding_size),
+def _check_sizes(config: Config, words: int, grid: list[int], shapes: dict) -> None:
+    """Check what determines the size of the model: no more memory is taken than the file has."""
+    numbers = (*grid, config.max_words)
+    if not all(type(n) is int and n > 0 for n in numbers) or grid[0] * grid[1] > MOST_POSITIONS:
+        raise ValueError(f"a grid of {grid}, {config.max_words} words")
+    cell, units, size = f"rnn/{config.rnn}_cell", config.units, shapes["embedding/embeddings"][-1]
+    expected = {
+        "embedding/embeddings": (words, size),
+        f"{cell}/kernel": (size, GATES[config.rnn] * units),
         f"{cell}/recurrent_kernel": (units, GATES[config.rnn] * units),
-        "image_dense/kernel": (feature_shape[-1], units),
+        "image_dense/kernel": (grid[2], units),
         "word_scores/kernel": (units, words),
-    }.items():
-        if shapes[name] != shape:
-            raise ValueError(f"{name} has the shape {shapes[name]}, its header says {shape}")
-    return embedding_size
+    }
+    if not expected.items() <= shapes.items():
+        raise ValueError(MISFIT)
