@@ -16,8 +16,9 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from captioning.datasets import leads_outside, read_dataset
+from captioning.datasets import read_dataset
 from captioning.errors import InputError, log, reason
+from captioning.extras.layouts import leads_outside
 from captioning.files import locked, write_error
 
 SOURCE = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/"
