@@ -1,4 +1,4 @@
-"""Scores of generated captions against references: BLEU, ROUGE-L, CIDEr-D, METEOR.
+"""Scores of generated captions against references: BLEU, ROUGE-L, CIDEr-D.
 
 `score` takes captions as written and splits them with `scoring_tokens`; the functions of single
 metrics take tokens. On the same tokens they equal pycocoevalcap, which most papers use, to 1e-6.
@@ -7,14 +7,9 @@ metrics take tokens. On the same tokens they equal pycocoevalcap, which most pap
 import importlib.util
 import itertools
 import math
-import shutil
-import subprocess
-import tempfile
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -26,8 +21,6 @@ LONGEST_NGRAM = 4
 BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9  # added to matched and possible n-grams, as pycocoevalcap does
 ROUGE_BETA = 1.2  # weight of recall
 CIDER_SIGMA = 6.0  # words; width of the length penalty
-METEOR_SECONDS = 600  # 1,000 images take about ten
-ENGLISH = {"a", "an", "and", "the", "with"}  # 23% of Flickr8k's words
 
 
 def scoring_tokens(caption: str) -> list[str]:
@@ -40,27 +33,20 @@ def scoring_tokens(caption: str) -> list[str]:
     return "".join(char for char in text if unicodedata.category(char)[0] not in "PS").split()
 
 
-def score(
-    references: Sequence[Sequence[str]], hypotheses: Sequence[str], with_meteor: bool = False
-) -> dict[str, float]:
-    """Score captions as written: BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D, times 100.
+def score(references: Sequence[Sequence[str]], hypotheses: Sequence[str], with_meteor=False):
+    """Score captions as written, one per image; returns a dictionary, metric name -> score.
 
-    Args:
-        references: for each image, its reference captions.
-        hypotheses: for each image, the caption to score; an empty caption scores 0.
-        with_meteor: add METEOR if the references are English and Java and pycocoevalcap are there.
-
-    Returns:
-        Metric name -> score, up to 100 (CIDEr-D: up to 1000, rarity counted in `references`).
-
-    Raises:
-        InputError: nothing to score, lists of different lengths, or an image without references.
+    BLEU-1 to BLEU-4 and ROUGE-L go up to 100, CIDEr-D (rarity counted in `references`) to 1000.
+    METEOR is added on request, if the references are English and Java and pycocoevalcap are there.
+    InputError: no captions, lists of different lengths, or an image without references.
     """
     references, hypotheses = _tokenized(references, hypotheses)
     scores = {f"BLEU-{n}": value for n, value in enumerate(bleu(references, hypotheses), start=1)}
     scores["ROUGE-L"] = rouge_l(references, hypotheses).mean()
     scores["CIDEr-D"] = CiderD(references).scores(range(len(references)), hypotheses).mean()
-    if with_meteor and is_english(references):
+    if with_meteor and importlib.util.find_spec("captioning.extras.meteor"):
+        from captioning.extras.meteor import meteor
+
         value = meteor(references, hypotheses)
         scores |= {} if value is None else {"METEOR": value}
     return {name: 100 * float(value) for name, value in scores.items()}
@@ -73,7 +59,6 @@ def cider_d_per_image(references: Sequence[Sequence[str]], hypotheses: Sequence[
 
 
 def _tokenized(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> tuple[list, list]:
-    """Check and split captions as written; see :func:`score`."""
     if len(references) != len(hypotheses) or not len(references):
         raise InputError(
             f"{len(hypotheses)} captions for {len(references)} images with references; "
@@ -89,18 +74,11 @@ def _tokenized(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -
     return split, [scoring_tokens(caption) for caption in hypotheses]
 
 
-def is_english(references: Sequence[Sequence[Tokens]]) -> bool:
-    """Guess whether captions are English: one word in eight is a, an, and, the or with."""
-    words = [word for captions in references for caption in captions for word in caption]
-    return sum(word in ENGLISH for word in words) >= len(words) / 8
-
-
 def diversity(hypotheses: Sequence[str], training_captions: Iterable[str]) -> dict[str, float]:
-    """Describe how varied generated captions are.
+    """Describe how varied captions are.
 
-    Returns:
-        `vocabulary`: number of different words; `distinct`: different captions as a fraction of
-        all; `copied`: fraction that are a training caption word for word; `length`: mean words.
+    `vocabulary`: different words; `distinct`: different captions as a fraction of all; `copied`:
+    fraction that are a training caption word for word; `length`: mean words.
     """
     captions = [tuple(scoring_tokens(caption)) for caption in hypotheses]
     training = {tuple(scoring_tokens(caption)) for caption in training_captions}
@@ -176,15 +154,10 @@ class CiderD:
     with the n-gram). The score is the cosine similarity with a reference, counts clipped to the
     reference's, times a Gaussian penalty on the difference in length; averaged over n and the
     references, times 10. Without stemming, as pycocoevalcap's `Cider`.
-
-    The references are measured once, so that the class is fast enough for a training reward.
     """
 
     def __init__(self, references: Sequence[Sequence[Tokens]], documents=None):
-        """Measure `references`: for each image, its captions.
-
-        The rarity of n-grams is counted in `documents`, of the same form; `references` by default.
-        """
+        """Measure each image's `references` once; `documents`, by default the same, tell which n-grams are rare."""
         documents = references if documents is None else documents
         frequencies = Counter()
         for captions in documents:
@@ -230,31 +203,3 @@ class CiderD:
             pairs = zip(row, norms, own_norms, strict=True)
             total += penalty * sum(dot / math.sqrt(one * other) for dot, one, other in pairs if dot)
         return 10 * total / (LONGEST_NGRAM * len(lengths))
-
-
-def meteor(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> float | None:
-    """Return METEOR 1.5 for English (Denkowski and Lavie 2014), from 0 to 1.
-
-    None without Java or pycocoevalcap, and with a warning if the program fails or takes too long.
-    """
-    java, package = shutil.which("java"), importlib.util.find_spec("pycocoevalcap")
-    if java is None or package is None:
-        return None
-    jar = Path(package.submodule_search_locations[0], "meteor", "meteor-1.5.jar")
-    # The program takes equally many references for every image and keeps the best match.
-    most = max(map(len, references))
-    padded = [caption for image in references for caption in [*image, *image[:1] * most][:most]]
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, "hypotheses"), Path(folder, "references")]
-        for file, captions in zip(files, (hypotheses, padded), strict=True):
-            file.write_text("".join(f"{' '.join(words)}\n" for words in captions), "utf-8")
-        command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", jar, *files]
-        command += ["-l", "en", "-norm", "-r", str(most)]
-        try:
-            finished = subprocess.run(
-                command, capture_output=True, text=True, check=True, timeout=METEOR_SECONDS
-            )
-            return float(finished.stdout.rpartition("Final score:")[2])
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
-            warnings.warn(f"METEOR is left out: {error}", stacklevel=2)
-            return None

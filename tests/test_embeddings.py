@@ -23,11 +23,11 @@ from captioning.embeddings import (
     WordVectors,
     embedding_matrix,
     nearest_neighbours,
-    read_vectors,
     train_fasttext,
     training_epochs,
 )
 from captioning.errors import InputError
+from captioning.extras.vectors import read_vectors
 from captioning.vocabulary import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary
 
 TEXT = "3 2\na 1 2\ndog -0.5 .25\ncat 1e-3 4 \n"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from captioning import metrics
 from captioning.errors import InputError
+from captioning.extras import meteor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -225,13 +226,15 @@ def test_meteor_equals_pycocoevalcap():
     ],
 )
 def test_meteor_is_for_english(monkeypatch, caption, english):
-    monkeypatch.setattr(metrics, "meteor", lambda references, hypotheses: 0.25)
+    finished = subprocess.CompletedProcess([], 0, stdout="Final score:   0.25\n")
+    monkeypatch.setattr(shutil, "which", lambda name: "java")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: finished)
     assert ("METEOR" in metrics.score([[caption]], [caption], with_meteor=True)) == english
 
 
 def test_meteor_is_left_out_without_java(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert metrics.meteor([[["a"]]], [["a"]]) is None
+    assert meteor.meteor([[["a"]]], [["a"]]) is None
 
 
 @pytest.mark.parametrize(
@@ -243,9 +246,9 @@ def test_meteor_that_hangs_or_fails_is_left_out_with_a_warning(tmp_path, monkeyp
     java.write_text(f"#!/bin/sh\n{script}\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(metrics, "METEOR_SECONDS", 0.5)
+    monkeypatch.setattr(meteor, "TIMEOUT_SECONDS", 0.5)
     with pytest.warns(UserWarning, match=f"METEOR is left out: .*{why}"):
-        assert metrics.meteor([[["a"]]], [["a"]]) is None
+        assert meteor.meteor([[["a"]]], [["a"]]) is None
 
 
 def test_meteor_repeats_references_where_images_have_fewer(monkeypatch):
@@ -257,4 +260,4 @@ def test_meteor_repeats_references_where_images_have_fewer(monkeypatch):
 
     monkeypatch.setattr(shutil, "which", lambda name: "java")
     monkeypatch.setattr(subprocess, "run", read_back)
-    assert metrics.meteor([[["a"], ["b", "c"]], [["d"]]], [["a"], ["d"]]) == 0.25
+    assert meteor.meteor([[["a"], ["b", "c"]], [["d"]]], [["a"], ["d"]]) == 0.25
