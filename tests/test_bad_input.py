@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 
 from captioning.captioner import Captioner
 from captioning.datasets import read_dataset
-from captioning.embeddings import read_vectors
 from captioning.errors import run
+from captioning.extras.vectors import read_vectors
 from captioning.files import read_tensors, tensor_bytes
 
 SIZES = ["--epochs", "1", "--units", "16", "--heads", "2"]
