@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from captioning import metrics
-from captioning.dataset import read_dataset
+from captioning.datasets import read_dataset
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
 
