@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioning.errors import InputError
-from captioning.files import read_json, write_json
+from captioning.files import read_json
 
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")  # index = id; no tokenizer yields "<"
@@ -27,11 +27,8 @@ _PRINTABLE = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")  # no escape c
 def normalize(text: str) -> str:
     """Give equal-looking texts equal spelling: composed accents (NFC), one kind of apostrophe.
 
-    Format characters (zero-width space, byte-order mark, soft hyphen) are removed. So are
-    zero-width joiners: they choose how letters are drawn (Persian, Hindi) and are often left out.
+    Format characters (zero-width spaces and joiners, byte-order mark, soft hyphen) are removed.
     """
-    if text.isascii():
-        return text
     visible = "".join(char for char in text if unicodedata.category(char) != "Cf")
     return unicodedata.normalize("NFC", visible).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
 
@@ -75,30 +72,25 @@ class Vocabulary:
         """Keep the words that occur at least `min_count` times in the tokens of all captions.
 
         At most `max_size` are kept, specials not counted (None: all); ties go by spelling.
-        InputError if no word is that frequent or a limit is below 1.
+        InputError if no word is that frequent.
         """
-        if min_count < 1 or (max_size is not None and max_size < 1):
-            raise InputError(f"minimum count {min_count}, maximum size {max_size}: expected from 1")
         token_lists = list(token_lists)
         seen = Counter(itertools.chain.from_iterable(token_lists))
         frequent = [word for word in seen if seen[word] >= min_count and word not in SPECIALS]
         kept = sorted(frequent, key=lambda word: (-seen[word], word))[:max_size]
-        captions, counts = len(token_lists), [seen[word] for word in kept]
+        captions = len(token_lists)
         if not kept:
             raise InputError(
                 f"no word occurs {min_count} times in the {captions} training captions; "
                 "give more captions, or a smaller minimum_count, e.g. 1"
             )
+        counts = [seen[word] for word in kept]
         unknown = seen.total() - sum(counts)
         return cls([*SPECIALS, *kept], [0, captions, captions, unknown, *counts], tokenizer)
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
         """Return START, the id of each token (UNKNOWN if it has none), END."""
         return [START, *(self._ids.get(token, UNKNOWN) for token in tokens), END]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids` up to the first END, without PAD and START."""
-        return self.join(self.words_of(ids))
 
     def words_of(self, ids: Iterable[int]) -> list[str]:
         """Return the words of `ids` up to the first END, without PAD and START."""
@@ -108,6 +100,10 @@ class Vocabulary:
     def join(self, words: Iterable[str]) -> str:
         """Return the caption that has these words."""
         return (" " if self.tokenizer == "words" else "").join(words)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the caption of `ids` up to the first END."""
+        return self.join(self.words_of(ids))
 
     def __len__(self) -> int:
         """Return the number of ids, specials included."""
@@ -141,17 +137,13 @@ class Vocabulary:
             raise InputError(f"{source}: not a valid vocabulary; write it again with {MADE_BY}")
         return cls(words, counts, tokenizer)
 
-    def save(self, path: str | Path) -> None:
-        """Write the vocabulary to the JSON file `path`."""
-        write_json(path, self.to_json(), indent=None)
-
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
-        """Read the vocabulary that `save` wrote, or raise InputError."""
+        """Read the vocabulary of a prepared folder, or raise InputError."""
         return cls.from_json(read_json(path, MADE_BY), path)
 
 
 def unknown_rate(token_lists: Iterable[Sequence[str]], vocabulary: Vocabulary) -> float:
     """Return the fraction of tokens, 0 to 1, that are not in `vocabulary`."""
     known = [token in vocabulary for tokens in token_lists for token in tokens]
-    return known.count(False) / len(known) if known else 0.0
+    return known.count(False) / max(len(known), 1)
