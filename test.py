@@ -82,8 +82,8 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
     """Print a caption for each photograph; those that cannot be read are named on stderr."""
     captions, status = captioner.print_captions(paths, options)
     if options.save and captions:
+        from captioning.extras.sheets import save_attention, save_captioned
         from captioning.images import load_image, load_thumbnail
-        from captioning.plots import save_attention, save_captioned
 
         texts = [caption.text for _, caption in captions]
         pictures = [load_thumbnail(path, PICTURE_SIZE) for path, _ in captions]

@@ -11,8 +11,8 @@ import textwrap
 from pathlib import Path
 
 from captioning import Captioner
+from captioning.extras.sheets import save_captioned
 from captioning.images import load_thumbnail
-from captioning.plots import save_captioned
 
 EPOCHS = (1, 5, 10)
 SIDE, WRAP = 480, 44  # pixels; characters

@@ -9,6 +9,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from captioning import plots
+from captioning.extras import sheets
 
 HISTORY = [
     {"epoch": 1, "train_loss": 5.0, "reward": None, "dev_loss": 4.0, "dev_CIDEr-D": 20.0},
@@ -39,7 +40,7 @@ def test_curves_mark_the_best_epoch_and_the_self_critical_ones(epochs, tmp_path)
 def test_a_sheet_has_no_holes_and_keeps_proportions(count):
     rng = np.random.default_rng(count)
     pictures = [picture(*rng.integers(30, 90, 2)) for _ in range(count)]
-    figure = plots.captioned_sheet(pictures, ["a dog runs on the beach"] * count)
+    figure = sheets.captioned_sheet(pictures, ["a dog runs on the beach"] * count)
     width = figure.get_size_inches()[0]
     rows = {}
     for image, shown in zip(figure.axes[0].images, pictures, strict=True):
@@ -57,7 +58,7 @@ def test_attention_keeps_the_picture_recognisable(tmp_path):
     shown[:, 20:] = (250, 0, 0)
     maps = np.full((2, 2, 2), 1e-6)
     maps[0, 0, 1] = maps[1, 1, 0] = 1
-    plots.save_attention(tmp_path / "a.png", shown, "red dark", maps)
+    sheets.save_attention(tmp_path / "a.png", shown, "red dark", maps)
     with Image.open(tmp_path / "a.png") as drawn:
         pixels = np.asarray(drawn.convert("RGB"))
     line = pixels[40]  # through the upper half of the pictures
