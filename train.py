@@ -12,7 +12,6 @@ reach CIDEr-D 48 on dev with greedy decoding.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import math
 import time
@@ -57,7 +56,6 @@ from captioning import metrics
 from captioning.batches import Split
 from captioning.checkpoint import Checkpoint, feature_shape
 from captioning.features import open_caches
-from captioning.files import locked
 from captioning.losses import SAMPLES, Sampler
 from captioning.model import MergeDecoder
 from captioning.prepared import Prepared
@@ -81,7 +79,7 @@ def main(options: argparse.Namespace) -> None:
         from captioning.extras.distributed import join
 
         devices = join(options, prepared)
-    with locked(options.output) if devices.is_chief else contextlib.nullcontext():
+    with devices.training(options.output):
         fit(options, prepared, devices)
 
 
@@ -94,16 +92,17 @@ def fit(options: argparse.Namespace, prepared: Prepared, devices) -> None:
     train = Split(prepared, "train", caches, shape, config.max_words)
     dev = Split(prepared, "dev", caches[:1], shape, config.max_words)
     keras.utils.set_random_seed(config.seed)
-    with devices.scope():
-        model = build_model(config, prepared, shape)
+    model = build_model(config, prepared, shape)
     steps = Steps(model, config, devices)
-    sampler = Sampler(model, train.tokens, config.max_words)
+    if config.self_critical_epochs:
+        sampler = Sampler(model, train.tokens, config.max_words)
     facts = {"training pictures": caches[0].pictures(prepared.images("train"))}
     checkpoint = Checkpoint(model, prepared.vocabulary, caches[0].encoder, facts)
     settings = {
         **dataclasses.asdict(config),
         "encoder": caches[0].encoder,
         "vocabulary": prepared.vocabulary.fingerprint,
+        "vectors": model.embedding.output_dim,
         "captions": train.caption_count,
         "mirrored images": len(caches) > 1,
     }
@@ -126,13 +125,13 @@ def fit(options: argparse.Namespace, prepared: Prepared, devices) -> None:
             row["train_loss"] = cross_entropy_epoch(epoch, config, train, steps, devices)
         else:
             row["reward"] = self_critical_epoch(epoch, config, train, sampler, steps, devices)
-        row["minutes"] = (time.monotonic() - started) / 60
-        scores, captions = devices.from_chief(lambda: dev_scores(dev, prepared, steps, config))
+        scores, sample = devices.from_chief(lambda: dev_scores(dev, prepared, steps, config))
         run.history.append(row | scores)
         require_convergence(run.history[-1])
         if devices.is_chief:
             run.save()
-            print(epoch_line(run, last_epoch, captions[0]), flush=True)
+            minutes = (time.monotonic() - started) / 60
+            print(epoch_line(run, last_epoch, minutes, sample), flush=True)
             if board:
                 rate = float(steps.optimizer.learning_rate)
                 board.add_epoch(run.history[-1] | {"learning_rate": rate})
@@ -214,20 +213,21 @@ def learning_rate(done: float, epochs: int, peak: float, warm_up: float) -> floa
 
 
 def dev_scores(dev: Split, prepared: Prepared, steps: Steps, config: Config):
-    """Loss and perplexity of the dev captions; scores of greedily decoded ones, and their text."""
+    """Loss and perplexity of the dev captions; scores of greedily decoded ones, and the first."""
     loss = words = 0.0
     for batch in dev.batches(config.batch_size, (0,)):
-        step_loss, step_words = steps.dev(dev.features(batch.images, batch.mirrored), batch.words)
+        features = dev.features(batch.images, batch.mirrored)
+        _, step_loss, step_words = steps.dev(features, batch.words)
         loss, words = loss + float(step_loss), words + float(step_words)
     captions = []
     for start in range(0, len(dev.images), DECODED_AT_ONCE):
         images = dev.images[start : start + DECODED_AT_ONCE]
-        decoded = steps.decode(dev.features(images, np.zeros(len(images), bool)))
+        decoded = steps.decode(dev.features(images, np.zeros(len(images), bool))).words[:, 0]
         captions += [prepared.vocabulary.decode(ids) for ids in decoded.numpy().tolist()]
     references = prepared.references("dev")
     scores = metrics.score([references[image] for image in dev.images], captions)
     row = {"dev_loss": loss / words, "dev_perplexity": math.exp(min(loss / words, DIVERGED))}
-    return row | {f"dev_{name}": score for name, score in scores.items()}, captions
+    return row | {f"dev_{name}": score for name, score in scores.items()}, captions[0]
 
 
 def require_convergence(row: dict) -> None:
@@ -266,19 +266,19 @@ def print_settings(model: MergeDecoder, train: Split) -> None:
         log(f"only {steps} steps per epoch; try a smaller --batch-size, e.g. 8")
 
 
-def epoch_line(run: Run, epochs: int, sample: str) -> str:
+def epoch_line(run: Run, epochs: int, minutes: float, sample: str) -> str:
     """One line of fixed format per epoch; * marks the best so far."""
     row = run.history[-1]
     if row["reward"] is None:
         learned = f"train loss {row['train_loss']:6.3f}"
     else:
         learned = f"reward {row['reward']:10.2f}"
-    left = row["minutes"] * (epochs - row["epoch"])
+    left = minutes * (epochs - row["epoch"])
     return (
         f"epoch {row['epoch']:>3}/{epochs}  {learned}  "
         f"dev loss {row['dev_loss']:.3f}  perplexity {row['dev_perplexity']:6.2f}  "
         f"BLEU-4 {row['dev_BLEU-4']:5.2f}  CIDEr-D {row['dev_CIDEr-D']:6.2f}"
-        f"{'*' if row['epoch'] == run.best_epoch else ' '}  {row['minutes']:.1f} min, "
+        f"{'*' if row['epoch'] == run.best_epoch else ' '}  {minutes:.1f} min, "
         f"{left:.0f} left  {sample}"
     )
 

@@ -5,114 +5,80 @@ from typing import NamedTuple
 import numpy as np
 
 from captioning.errors import InputError
-from captioning.features import FeatureCache
 from captioning.prepared import Prepared
-from captioning.vocabulary import END, PAD
+from captioning.vocabulary import END
 
 CAPTIONS_PER_IMAGE = 5  # share one encoded image in a batch; an image with more comes again
 LENGTH_JITTER = 2.0  # words; batches hold captions of similar, not of sorted, lengths
 
 
 class Batch(NamedTuple):
-    """Some captions.
+    """Some captions of I images."""
 
-    Attributes:
-        images: int (I,), indices in the split.
-        mirrored: bool (I,), whether to use the features of the mirrored image.
-        words: int32 (I, K, T), START to END, then pads; a missing caption is a row of pads.
-    """
-
-    images: np.ndarray
-    mirrored: np.ndarray
-    words: np.ndarray
+    images: np.ndarray  # int (I,), indices in the split
+    mirrored: np.ndarray  # bool (I,), whether to use the features of the mirrored image
+    words: np.ndarray  # int32 (I, K, T), START to END, then pads; may have rows of pads
 
 
 class Split:
-    """The captions and features of one split.
+    """The captions and features of one split; longer captions than `max_words` are cut.
 
-    Args:
-        prepared: the prepared folder.
-        name: "train" or "dev".
-        caches: the feature cache, and that of the mirrored images if there is one.
-        feature_shape: (C,) or (P, C), what the model takes.
-        max_words: longer captions are cut.
-
-    Raises:
-        InputError: the split has no image with captions and features.
+    `caches` are the feature cache and, if there is one, that of the mirrored images; the model
+    takes features of `shape`. InputError if no image has captions and features.
     """
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        name: str,
-        caches: list[FeatureCache],
-        feature_shape: tuple[int, ...],
-        max_words: int,
-    ):
+    def __init__(self, prepared: Prepared, name: str, caches: list, shape: tuple, max_words: int):
         """Look up the rows of the images; features stay on disk."""
-        self.tokens = prepared.tokens(name)
-        self.rows = caches[0].rows(prepared.images(name))
-        self._mirrored_rows = caches[1].rows(prepared.images(name)) if len(caches) > 1 else None
-        self._caches, self._feature_shape = caches, feature_shape
-        self._lengths = np.minimum(np.diff(self.tokens.offsets), max_words + 2)
-        by_image = np.argsort(self.tokens.images, kind="stable")
-        starts = np.flatnonzero(np.diff(self.tokens.images[by_image])) + 1
-        self._captions_of = [
-            captions
-            for captions in np.split(by_image, starts)
-            if len(captions) and self.rows[self.tokens.images[captions[0]]] >= 0
-        ]
-        if not self._captions_of:
+        self.tokens, self._caches, self._shape = prepared.tokens(name), caches, shape
+        self._rows = [cache.rows(prepared.images(name)) for cache in caches]
+        lengths = np.diff(self.tokens.offsets)
+        self._lengths = np.minimum(lengths, max_words + 2)
+        usable = np.flatnonzero(self._rows[0][self.tokens.images] >= 0)
+        if not len(usable):
             raise InputError(f"{prepared.folder}: the {name} split has no captioned image to use")
-        self.images = np.array([self.tokens.images[c[0]] for c in self._captions_of])
-        self.caption_count = sum(map(len, self._captions_of))
-        self.cut_count = int((np.diff(self.tokens.offsets) > max_words + 2).sum())
+        self.images, starts = np.unique(self.tokens.images[usable], return_index=True)
+        self._captions_of = np.split(usable, starts[1:])
+        self.caption_count = len(usable)
+        self.cut_count = np.count_nonzero(lengths[usable] > max_words + 2)
 
     def features(self, images: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
         """Read features: image indices (I,), bool (I,) -> (I, *feature_shape), as stored."""
-        batch = self._caches[0].read(self.rows[images], self._feature_shape)
+        batch = self._caches[0].read(self._rows[0][images], self._shape)
         if mirrored.any():
-            rows = self._mirrored_rows[images[mirrored]]
-            batch[mirrored] = self._caches[1].read(rows, self._feature_shape)
+            rows = self._rows[1][images[mirrored]]
+            batch[mirrored] = self._caches[1].read(rows, self._shape)
         return batch
 
     def draw_mirrored(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Toss a coin for each image: bool (I,), whether to use its mirrored features."""
-        if self._mirrored_rows is None:
+        if len(self._caches) == 1:
             return np.zeros(len(images), bool)
-        return (rng.random(len(images)) < 0.5) & (self._mirrored_rows[images] >= 0)
+        return (rng.random(len(images)) < 0.5) & (self._rows[1][images] >= 0)
 
     def batches(self, batch_size: int, seed: tuple[int, ...]) -> list[Batch]:
-        """All captions once, in batches of similar lengths, in an order given by `seed`.
-
-        Args:
-            batch_size: captions per batch; the captions of an image stay together.
-            seed: of everything random.
-        """
+        """All captions once, at most `batch_size` per batch, in an order given by `seed`."""
         rng = np.random.default_rng(seed)
+        most = min(CAPTIONS_PER_IMAGE, batch_size)
         groups = [
             group
             for captions in self._captions_of
-            for group in np.split(
-                rng.permutation(captions),
-                range(CAPTIONS_PER_IMAGE, len(captions), CAPTIONS_PER_IMAGE),
-            )
+            for group in np.split(rng.permutation(captions), range(most, len(captions), most))
         ]
         longest = np.array([self._lengths[group].max() for group in groups])
         order = np.argsort(longest + rng.uniform(-LENGTH_JITTER, LENGTH_JITTER, len(groups)))
         batches, size = [[]], 0
-        for number in order:
-            if batches[-1] and size + len(groups[number]) > batch_size:
+        for group in (groups[number] for number in order):
+            if size + len(group) > batch_size:
                 batches.append([])
                 size = 0
-            batches[-1].append(groups[number])
-            size += len(groups[number])
+            batches[-1].append(group)
+            size += len(group)
         rng.shuffle(batches)
         return [self._batch(groups, rng) for groups in batches]
 
     def _batch(self, groups: list[np.ndarray], rng: np.random.Generator) -> Batch:
-        width, length = max(map(len, groups)), max(self._lengths[group].max() for group in groups)
-        words = np.full((len(groups), width, length), PAD, np.int32)
+        length = max(self._lengths[group].max() for group in groups)
+        words = np.zeros((len(groups), max(map(len, groups)), length), np.int32)  # PAD is 0
         for i, group in enumerate(groups):
             for k, caption in enumerate(group):
                 ids = self.tokens[caption][: self._lengths[caption]]

@@ -1,30 +1,28 @@
 """The compiled steps of training, and where they run."""
 
-import contextlib
+from functools import partial
 
 import keras
 import tensorflow as tf
 
 from captioning.config import Config
 from captioning.decoding import decode_greedily
+from captioning.files import locked
 from captioning.losses import cross_entropy, self_critical
 from captioning.model import MergeDecoder
 
-CLIP_NORM, SELF_CRITICAL_CLIP_NORM = 5.0, 1.0  # of the whole gradient
+CLIP_NORM, CRITIC_CLIP_NORM = 5.0, 1.0  # of the whole gradient
+SEED_STRIDE = 1_000_003  # between the dropout seeds of devices
 
 
 class OneDevice:
-    """Where steps run: here. `captioning.extras.distributed` has the same for several devices.
+    """Where steps run: here. `captioning.extras.distributed` has the same for several devices."""
 
-    Attributes:
-        is_chief: whether this process writes files.
-    """
+    is_chief = True  # whether this process writes files
 
-    is_chief = True
-
-    def scope(self):
-        """The context in which the model is built."""
-        return contextlib.nullcontext()
+    def training(self, output):
+        """The context of a run: no other run writes to the folder `output`."""
+        return locked(output)
 
     def part(self, images: int) -> slice:
         """Which images of a batch this process computes."""
@@ -34,85 +32,61 @@ class OneDevice:
         """Compile a step, a function of the arrays of a batch."""
         return tf.function(step, signature, autograph=False)
 
-    def sum(self, tensors: list) -> list:
-        """Within a step: the sums of tensors over all devices."""
-        return tensors
-
     def from_chief(self, compute):
-        """The result of `compute`, which only the chief calls."""
+        """The result of `compute`, which only the chief calls; JSON-ready."""
         return compute()
 
     def synchronise(self, run) -> None:
-        """Give every process the chief's weights, optimiser state and history."""
+        """Give every process the chief's history, weights and optimiser state."""
 
 
 class Steps:
     """Optimisers and compiled steps; features (I, *feature_shape), words (I, K, T).
 
-    Attributes:
-        train: (features, words) -> summed negative log-likelihood, word count.
-        critic: (features, words, advantages, rewards) -> summed reward, word count.
-        dev: as `train`, without an update.
-        decode: features -> int32 (I, T), greedily decoded.
-        optimizer, critic_optimizer: of `train` and `critic`.
+    train: (features, words) -> summed negative log-likelihood, word count
+    critic: (features, words, advantages, rewards) -> summed reward, word count
+    dev: as `cross_entropy`, without dropout
+    decode: as `decode_greedily`
     """
 
     def __init__(self, model: MergeDecoder, config: Config, devices):
         """Compile the steps for `devices`."""
         self._model, self._config, self._devices = model, config, devices
-        with devices.scope():
-            self.optimizer = keras.optimizers.AdamW(
-                config.learning_rate, config.weight_decay, global_clipnorm=CLIP_NORM
-            )
-            self.critic_optimizer = keras.optimizers.AdamW(
-                config.self_critical_rate, 0.0, global_clipnorm=SELF_CRITICAL_CLIP_NORM
-            )
-            self.optimizer.build(model.trainable_variables)
-            self.critic_optimizer.build(model.trainable_variables)
         dtype = tf.float16 if model.has_attention else tf.float32  # of the feature cache
         features = tf.TensorSpec((None, *model.feature_shape), dtype)
         words = tf.TensorSpec((None, None, None), tf.int32)
-        samples = tf.TensorSpec((None, None), tf.float32)
+        samples = [tf.TensorSpec((None, None), tf.float32)] * 2
+        smoothing = config.label_smoothing
+        loss = partial(cross_entropy, model, training=True, label_smoothing=smoothing)
+        dev_loss = partial(cross_entropy, model, training=False)
+        decode = partial(decode_greedily, model, max_words=config.max_words)
 
-        def loss(features, words):
-            return cross_entropy(model, features, words, True, config.label_smoothing)
+        self.optimizer = self._optimizer(config.learning_rate, CLIP_NORM, config.weight_decay)
+        self.train = self._gradient_step(self.optimizer, loss, [features, words])
+        self.variables = [*model.weights, *self.optimizer.variables]  # all an epoch starts from
+        if config.self_critical_epochs:
+            self.critic_optimizer = self._optimizer(config.self_critical_rate, CRITIC_CLIP_NORM)
+            self.critic = self._gradient_step(
+                self.critic_optimizer, partial(self_critical, model), [features, words, *samples]
+            )
+            self.variables += self.critic_optimizer.variables
+        self.dev = OneDevice().run(dev_loss, [features, words])
+        self.decode = OneDevice().run(decode, [features])
 
-        def critic_loss(features, words, advantages, rewards):
-            total, count = self_critical(model, features, words, advantages)
-            return total, tf.reduce_sum(rewards), count
+    def _optimizer(self, rate: float, clip_norm: float, weight_decay: float = 0.0):
+        optimizer = keras.optimizers.AdamW(rate, weight_decay, global_clipnorm=clip_norm)
+        optimizer.build(self._model.trainable_variables)
+        optimizer._all_reduce_sum_gradients = list  # summed already, before they are clipped
+        return optimizer
 
-        self.train = devices.run(self._gradient_step(self.optimizer, loss), [features, words])
-        self.critic = devices.run(
-            self._gradient_step(self.critic_optimizer, critic_loss),
-            [features, words, samples, samples],
-        )
-        self.dev = tf.function(
-            lambda features, words: cross_entropy(model, features, words, False)[1:],
-            [features, words],
-            autograph=False,
-        )
-        self.decode = tf.function(
-            lambda features: decode_greedily(model, features, config.max_words).words[:, 0],
-            [features],
-            autograph=False,
-        )
-
-    @property
-    def variables(self) -> list:
-        """All that an epoch starts from: weights and optimiser state."""
-        critic = self.critic_optimizer.variables if self._config.self_critical_epochs else []
-        return [*self._model.weights, *self.optimizer.variables, *critic]
-
-    def _gradient_step(self, optimizer, loss):
+    def _gradient_step(self, optimizer, loss, signature: list):
         """A step that lowers `loss`, which returns (summed loss, a figure to report, words).
 
         The gradients of the summed loss are added up over all devices and divided by the number
         of words: the gradient of the mean loss of the whole batch.
         """
         weights = self._model.trainable_variables
-        fused = isinstance(self._devices, OneDevice)  # by XLA: moments are read and written once
 
-        @tf.function(autograph=False, jit_compile=fused)
         def update(count, *gradients):
             gradients = [gradient / count for gradient in gradients]
             optimizer.apply_gradients(zip(gradients, weights, strict=True))
@@ -121,14 +95,24 @@ class Steps:
             with tf.GradientTape() as tape:
                 total, figure, count = loss(*batch)
             gradients = [tf.convert_to_tensor(g) for g in tape.gradient(total, weights)]
-            *gradients, figure, count = self._devices.sum([*gradients, figure, count])
-            update(count, *gradients)
+            context = tf.distribute.get_replica_context()
+            *gradients, figure, count = context.all_reduce("SUM", [*gradients, figure, count])
+            if tf.distribute.has_strategy():
+                update(count, *gradients)
+            else:  # XLA reads and writes the moments once
+                tf.function(update, autograph=False, jit_compile=True)(count, *gradients)
             return figure, count
 
-        return step
+        return self._devices.run(step, signature)
 
     def seed_dropout(self, epoch: int) -> None:
-        """Make dropout depend on seed and epoch alone, so that a resumed run is the same run."""
-        layers = [x for x in self._model._flatten_layers() if hasattr(x, "seed_generator")]
-        for number, layer in enumerate(layers):
-            layer.seed_generator.state.assign([self._config.seed, epoch * len(layers) + number])
+        """Make dropout depend on seed, epoch and device: a resumed run is the same run."""
+        layers = [x for x in self._model.layers if isinstance(x, keras.layers.Dropout) and x.rate]
+
+        def seed():
+            device = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for number, layer in enumerate(layers):
+                seeds = [self._config.seed + SEED_STRIDE * device, epoch * len(layers) + number]
+                layer.seed_generator.state.assign(tf.stack(seeds))
+
+        self._devices.run(seed, [])()
