@@ -3,17 +3,16 @@
 import csv
 import io
 import json
-import os
 import re
 import shutil
+import sys
 import tempfile
-import time
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -71,10 +70,6 @@ def official(tmp_path):
     return tmp_path
 
 
-def add_rows(folder, *rows):
-    write(folder / "Flickr8k_text" / "Flickr8k.token.txt", [*TOKENS, *rows])
-
-
 def own(folder, rows, images=()):
     """One's own photographs and their `captions.csv`."""
     make_images(folder, images)
@@ -97,8 +92,6 @@ def karpathy(splits, filepaths=None):
 SPLIT_OF = dict.fromkeys(NAMES, "train") | dict.fromkeys(SPLITS["test"], "test")
 SPLIT_OF |= dict.fromkeys(SPLITS["dev"], "val")
 KARPATHY = karpathy(SPLIT_OF)
-
-# ---- layouts ------------------------------------------------------------------------------------
 
 IMAGES_OF_8K = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset")
 NESTED = ("", "Flickr_Data/", "flickr_data/Flickr_Data/")
@@ -134,8 +127,7 @@ def test_layouts(tmp_path, layout, images, file, rows):
         assert (data.splits, data.split_origin) == (SPLITS, f"splits of {file}")
     else:
         assert (data.splits, data.split_origin) == (split_by_image(NAMES, 0), SEEDED)
-    assert data.summary == {}
-    assert data.problems == []
+    assert (data.summary, data.problems) == ({}, [])
 
     write_splits((tmp_path / file).parent, **SPLITS)
     data = read_dataset(tmp_path)
@@ -144,9 +136,7 @@ def test_layouts(tmp_path, layout, images, file, rows):
 
 def test_a_folder_without_data_set_says_what_was_expected(tmp_path):
     make_images(tmp_path / "photos" / "Flicker8k_Dataset")
-    (tmp_path / "file").write_text("x")
-    places = {"none": "no such folder", "file": "no such folder", "photos": "no data set"}
-    for name, said in places.items():
+    for name, said in (("none", "no such folder"), ("photos", "no data set")):
         with pytest.raises(InputError) as caught:
             read_dataset(tmp_path / name)
         message = str(caught.value)
@@ -158,11 +148,6 @@ def test_a_folder_without_data_set_says_what_was_expected(tmp_path):
     shutil.rmtree(tmp_path / "photos" / "Flicker8k_Dataset")
     with pytest.raises(InputError, match=r"photos: holds no images; expected \.jpg"):
         read_dataset(tmp_path / "photos")
-
-
-def test_the_home_folder_may_be_a_tilde(official, monkeypatch):
-    monkeypatch.setenv("HOME", str(official.parent))
-    assert read_dataset(f"~/{official.name}").captions == CAPTIONS
 
 
 def test_flickr30k_with_its_broken_row(tmp_path):
@@ -177,24 +162,20 @@ def test_flickr30k_with_its_broken_row(tmp_path):
     assert data.summary == {"broken rows (skipped)": 1, "empty captions (skipped)": 1}
 
 
-def test_flickr30k_tokens_and_karpathys_splits_beside_them(tmp_path):
-    make_images(tmp_path / "flickr30k_images")
-    write(tmp_path / "results_20130124.token", TOKENS)
-    write(tmp_path / "dataset_flickr30k.json", karpathy(SPLIT_OF | {"gone.jpg": "train"}))
-    write(tmp_path / "dataset_flickr8k.json", karpathy(dict.fromkeys(NAMES, "test")))
-    data = read_dataset(tmp_path)
-    assert data.layout == "flickr30k"
-    assert data.captions == CAPTIONS
-    assert data.splits == SPLITS
-    assert data.split_origin == "splits of dataset_flickr30k.json"
-    assert data.summary == {"train entries without image or captions (skipped)": 1}
-
-
 def test_official_splits_come_before_karpathys(official):
-    write(official / "dataset_flickr8k.json", KARPATHY)
-    assert read_dataset(official).splits == SPLITS
+    """A file of another data set's splits counts for nothing."""
+    write(official / "dataset_flickr8k.json", karpathy(SPLIT_OF | {"gone.jpg": "train"}))
+    write(official / "dataset_flickr30k.json", karpathy(dict.fromkeys(NAMES, "test")))
+    data = read_dataset(official)
+    assert (data.splits, data.split_origin) == (SPLITS, "splits of dataset_flickr8k.json")
+    assert data.summary == {"train entries without image or captions (skipped)": 1}
     write_splits(official, dev=NAMES[:1])
     assert read_dataset(official).splits == {"dev": NAMES[:1]}
+
+
+def test_flickr8k_needs_no_module_of_extras(official, monkeypatch):
+    monkeypatch.setitem(sys.modules, "captioning.extras", None)
+    assert read_dataset(official).captions == CAPTIONS
 
 
 def test_broken_entries_of_karpathys_are_skipped_counted_and_located(tmp_path):
@@ -206,7 +187,6 @@ def test_broken_entries_of_karpathys_are_skipped_counted_and_located(tmp_path):
         {"filename": "y\udc80.jpg", "split": "train", "sentences": [sentence]},
         {"filename": "x.jpg", "split": "train", "sentences": [sentence, {}, {"raw": "\ud83d"}]},
         {"filename": "x.jpg", "split": "train", "sentences": [{"raw": " \n"}]},
-        {"filename": "x.jpg", "filepath": 7, "split": "train", "sentences": []},
     ]
     make_images(tmp_path / "Images", ["x.jpg", *NAMES])
     images = [*broken, *KARPATHY["images"]]
@@ -215,12 +195,12 @@ def test_broken_entries_of_karpathys_are_skipped_counted_and_located(tmp_path):
     assert data.captions["x.jpg"] == ["Two lines ."]
     assert data.splits["train"] == ["x.jpg", *NAMES[:6]]
     where = [int(re.search(r"image (\d):", problem)[1]) for problem in data.problems]
-    assert where == [1, 2, 3, 4, 5, 7]
+    assert where == [1, 2, 3, 4, 5]
     assert "a split (train, restval, val, test)" in data.problems[2]
     assert data.summary["empty captions (skipped)"] == 1
 
 
-# ---- COCO ---------------------------------------------------------------------------------------
+TRAIN, VAL = (9, 25, 30), (42, 73)
 
 
 def coco_names(year, split, ids):
@@ -228,34 +208,26 @@ def coco_names(year, split, ids):
     return [f"{prefix}{number:012}.jpg" for number in ids]
 
 
-def make_coco(folder, year=2014, root="", train=(9, 25, 30), val=(42, 73), id_type=int):
+def make_coco(folder, year=2014, root="", id_type=int):
     """Images and annotations; each image's captions stand apart from one another in the file."""
-    for split, ids in (("train", train), ("val", val)):
+    for split, ids in (("train", TRAIN), ("val", VAL)):
         names = coco_names(year, split, ids)
         make_images(folder / root / f"{split}{year}", names)
-        images = [
-            {"license": 5, "file_name": name, "height": 1, "width": 1, "id": id_type(number)}
-            for name, number in zip(names, ids, strict=True)
-        ]
-        annotations = [
-            {"image_id": number, "id": 100 * n + number, "caption": f"C {n} of {number}"}
-            for n in range(2)
-            for number in reversed(ids)
-        ]
-        content = {"info": {}, "images": images, "licenses": [], "annotations": annotations}
+        images = [{"file_name": n, "id": id_type(i)} for n, i in zip(names, ids, strict=True)]
+        pairs = [(number, n) for n in range(2) for number in reversed(ids)]
+        annotations = [{"image_id": i, "caption": f"C {n} of {i}"} for i, n in pairs]
+        content = {"info": {}, "images": images, "annotations": annotations}
         write(folder / "annotations" / f"captions_{split}{year}.json", content)
     return folder
 
 
-@pytest.mark.parametrize("id_type", [int, str])
-@pytest.mark.parametrize("root", ["", "images"])
-@pytest.mark.parametrize("year", [2014, 2017])
+@pytest.mark.parametrize(("year", "root", "id_type"), [(2014, "", int), (2017, "images", str)])
 def test_coco_with_its_own_splits(tmp_path, year, root, id_type):
     make_coco(tmp_path, year, root, id_type=id_type)
     make_images(tmp_path / root / f"test{year}", ["unused.jpg"])
     data = read_dataset(tmp_path)
-    train = [f"train{year}/{name}" for name in coco_names(year, "train", (9, 25, 30))]
-    dev = [f"val{year}/{name}" for name in coco_names(year, "val", (42, 73))]
+    train = [f"train{year}/{name}" for name in coco_names(year, "train", TRAIN)]
+    dev = [f"val{year}/{name}" for name in coco_names(year, "val", VAL)]
     assert data.layout == f"coco-{year}"
     assert data.image_folder == tmp_path / root
     assert data.captions[train[1]] == ["C 0 of 25", "C 1 of 25"]
@@ -265,12 +237,11 @@ def test_coco_with_its_own_splits(tmp_path, year, root, id_type):
     assert f"train 3, dev 2, no test images (splits of captions_train{year}" in data.describe()
 
 
-@pytest.mark.parametrize("year", [2014, 2017])
-@pytest.mark.parametrize("place", ["", "annotations"])
+@pytest.mark.parametrize(("year", "place"), [(2014, ""), (2017, "annotations")])
 def test_karpathys_splits_of_coco(tmp_path, year, place):
     """His file names the images of 2014; those of 2017 are the same, by other names."""
     make_coco(tmp_path, year)
-    train, val = coco_names(2014, "train", (9, 25, 30)), coco_names(2014, "val", (42, 73))
+    train, val = coco_names(2014, "train", TRAIN), coco_names(2014, "val", VAL)
     places = dict.fromkeys(train, "train2014") | dict.fromkeys(val, "val2014")
     splits = zip([*train, *val], ("train", "restval", "train", "val", "test"), strict=True)
     content = karpathy(dict(splits), places)
@@ -322,15 +293,13 @@ NO_JSON = "not JSON, or incomplete"
         ('{"images": [{"filename": "a.jpg"}, {"file', NO_JSON),
         ('{"images": [9' + "9" * 9999 + "]}", NO_JSON),
         ('{"images": ' + "[" * 100_000, NO_JSON),
-        (b'{"images": ["\xff"]}', NO_JSON),
-        ("[]", "no list 'images' in it"),
         ('{"images": {"a": 1}}', "no list 'images' in it"),
         ('\ufeff {"x": [1, {}], "images": [ {} , 1 ] }\n', "holds no usable caption; dataset"),
     ],
 )
 def test_what_is_no_json_of_captions_is_rejected(tmp_path, content, said):
     path = tmp_path / "dataset_coco.json"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    path.write_text(content)
     with pytest.raises(InputError, match=said) as caught:
         read_dataset(tmp_path)
     assert str(caught.value).startswith(f"{path}: ")
@@ -344,7 +313,6 @@ def test_broken_json_lines_are_skipped_counted_and_located(tmp_path):
         "{",
         "[]",
         "[" * 50_000,
-        "9" * 5000,
         '{"image": "a.jpg"}',
         '{"image": "a.jpg", "captions": "x"}',
         '{"image": "a.jpg", "captions": ["good .", 7]}',
@@ -356,30 +324,26 @@ def test_broken_json_lines_are_skipped_counted_and_located(tmp_path):
     data = read_dataset(tmp_path)
     assert data.captions == {"a.jpg": ["good .", "also good ."]}
     lines = [problem.split(":")[0] for problem in data.problems]
-    assert lines == [f"captions.jsonl, line {n}" for n in (2, 3, 4, 5, 6, 7, 8, 9)]
+    assert lines == [f"captions.jsonl, line {n}" for n in range(2, 9)]
     assert data.summary["empty captions (skipped)"] == 1
 
 
 def test_every_kind_of_image_counts(tmp_path):
-    names = [
-        f"{kind}.{kind}"
-        for kind in ("jpg", "JPEG", "jfif", "png", "gif", "webp", "tif", "tiff", "AVIF")
-    ]
+    names = ["a.jpg", "b.JPEG", "c.jfif", "d.png", "e.gif", "f.webp", "g.tif", "h.AVIF"]
     data = own(tmp_path, [f"{name},A dog" for name in names], [*names, "Thumbs.db", "._a.jpg"])
     assert list(data.captions) == names
     assert data.summary == {}
 
 
-# ---- names --------------------------------------------------------------------------------------
-
-
 def test_captions_and_images_without_each_other_are_counted(official):
-    add_rows(official, "2258277193_586949ec62.jpg.1#0\tA dog", "gone.jpg#0\tA cat")
+    rows = ("2258277193_586949ec62.jpg.1#0\tA dog", "gone.jpg#0\tA cat", TOKENS[-1])
+    write(official / "Flickr8k_text" / TOKEN_FILE, [*TOKENS, *rows])
     make_images(official / "Flicker8k_Dataset", ["lonely.jpg", "Thumbs.db", ".DS_Store"])
     data = read_dataset(official)
-    assert data.captions == CAPTIONS
+    assert data.captions == CAPTIONS | {NAMES[-1]: [*CAPTIONS[NAMES[-1]], CAPTIONS[NAMES[-1]][-1]]}
     assert data.summary == {
         f"{MISSING}'2258277193_586949ec62.jpg.1'": 2,
+        "repeated captions (kept)": 1,
         "images without captions": 1,
     }
 
@@ -387,23 +351,15 @@ def test_captions_and_images_without_each_other_are_counted(official):
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd.jpg", "a/../../b.jpg", "/etc/passwd.jpg", "..\\b.jpg", "C:\\b.jpg"]
 )
-def test_image_names_that_lead_outside_are_rejected(official, name):
+def test_image_names_that_lead_outside_are_rejected(tmp_path, name):
+    make_images(tmp_path / "images")
+    make_images(tmp_path / "etc", ["passwd.jpg", "b.jpg"])
+    write_splits(tmp_path, train=[*NAMES, name])
+    data = own(tmp_path, [*CSV[1:], f"{name},A dog"])
     assert leads_outside(name)
-    write_splits(official / "Flickr8k_text", train=[*NAMES, name])
-    make_images(official / "etc", ["passwd.jpg", "b.jpg"])
-    add_rows(official, f"{name}#0\tA dog")
-    layouts = [read_dataset(official)]
-    shutil.rmtree(official / "Flickr8k_text")
-    write(official / "captions.csv", [*CSV, f"{name},A dog"])
-    write_splits(official, train=[*NAMES, name])
-    layouts.append(read_dataset(official))
-    for data in layouts:
-        assert data.captions == CAPTIONS
-        assert data.splits == {"train": NAMES}
-        assert data.summary == {
-            f"{MISSING}{name!r}": 1,
-            "train entries without image or captions (skipped)": 1,
-        }
+    assert (data.captions, data.splits) == (CAPTIONS, {"train": NAMES})
+    skipped = "train entries without image or captions (skipped)"
+    assert data.summary == {f"{MISSING}{name!r}": 1, skipped: 1}
 
 
 @pytest.mark.parametrize(
@@ -443,7 +399,7 @@ def test_an_ambiguous_or_other_name_is_not_matched(tmp_path, on_disk, in_file):
     assert data.summary[f"{MISSING}{in_file!r}"] == 1
 
 
-def test_two_names_for_one_image_are_not_guessed(tmp_path):
+def test_two_names_for_one_image_are_not_matched(tmp_path):
     rows = ["/one/a.jpg,A dog", "/two/a.jpg,A cat", "b.jpg,A cow", "/two/b.jpg,A man"]
     data = own(tmp_path, rows, ["a.jpg", "b.jpg"])
     assert data.captions == {"b.jpg": ["A cow"]}
@@ -481,34 +437,6 @@ def test_captions_of_other_images_are_an_error_with_an_example_of_each(official)
         read_dataset(official)
 
 
-def test_many_images_are_listed_at_once_not_asked_for_one_by_one(tmp_path, monkeypatch):
-    names = [f"{number}.jpg" for number in range(500)]
-    make_images(tmp_path / "Images", names)
-    write(tmp_path / "captions.txt", [f"{name},A dog" for name in names])
-    asked = []
-    for question in ("scandir", "stat"):
-        answer = getattr(os, question)
-
-        def recording(path, *arguments, question=question, answer=answer, **options):
-            asked.append(question)
-            return answer(path, *arguments, **options)
-
-        monkeypatch.setattr(os, question, recording)
-    assert len(read_dataset(tmp_path).captions) == 500
-    assert len(asked) < 100
-
-
-# ---- caption files ------------------------------------------------------------------------------
-
-
-def test_odd_spelling_is_kept(official):
-    odd = ["A DOG RUNS .", "A dog in a café .", "A dog\tand a tab", "A dog number 0 runs ."]
-    add_rows(official, *(f"00.jpg#{n}\t  {row} " for n, row in enumerate(odd, start=5)))
-    data = read_dataset(official)
-    assert data.captions["00.jpg"][5:] == [*odd[:2], "A dog and a tab", odd[3]]
-    assert data.summary == {"repeated captions (kept)": 1}
-
-
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_any_line_end_byte_order_mark_and_blank_lines(tmp_path, end):
     make_images(tmp_path / "Flicker8k_Dataset")
@@ -524,10 +452,9 @@ def test_any_line_end_byte_order_mark_and_blank_lines(tmp_path, end):
 def test_broken_rows_are_skipped_counted_and_located(official):
     broken = ["01.jpg#5 no tab", "01.jpg\tno number", "01.jpg#five\tno number", "#5\tno name"]
     broken += [b"01.jpg#5\tnot \xff UTF-8", "x" * 10_000_000]
-    add_rows(official, *broken, "01.jpg#6\t ", "01.jpg#8\tgood .")
-    begin = time.perf_counter()
+    rows = [*TOKENS, *broken, "01.jpg#6\t ", "01.jpg#8\tgood ."]
+    write(official / "Flickr8k_text" / TOKEN_FILE, rows)
     data = read_dataset(official)
-    assert time.perf_counter() - begin < 5
     assert data.captions["01.jpg"][5:] == ["good ."]
     assert data.summary == {"broken rows (skipped)": 6, "empty captions (skipped)": 1}
     assert data.problems[0] == (
@@ -535,7 +462,6 @@ def test_broken_rows_are_skipped_counted_and_located(official):
     )
     lines = [problem.split(":")[0] for problem in data.problems]
     assert lines == [f"Flickr8k.token.txt, line {line}" for line in range(51, 57)]
-    assert all(len(problem) < 200 for problem in data.problems)
     assert data.describe().splitlines()[3:] == [
         "  1 empty captions (skipped)",
         "  6 broken rows (skipped)",
@@ -546,7 +472,6 @@ def test_broken_rows_are_skipped_counted_and_located(official):
 def test_broken_csv_rows_are_skipped_counted_and_located(tmp_path):
     make_images(tmp_path / "Images", ["a.jpg"])
     rows = [
-        "",
         " Image , Caption ",
         'a.jpg,"a quote left open',
         "a.jpg,A comma , unquoted",
@@ -554,14 +479,14 @@ def test_broken_csv_rows_are_skipped_counted_and_located(tmp_path):
         ",no image",
         'a.jpg,"A quote" closed early',
         "a.jpg,",
-        "a.jpg," + "x" * 10_000_000,
+        b"a.jpg,not \xff UTF-8",
         " a.jpg , good . ",
     ]
     write(tmp_path / "captions.txt", rows)
     data = read_dataset(tmp_path)
     assert data.captions == {"a.jpg": ["good ."]}
     lines = [problem.split(",")[1] for problem in data.problems]
-    assert [line.split(":")[0] for line in lines] == [f" line {n}" for n in (3, 4, 5, 6, 7, 9)]
+    assert [line.split(":")[0] for line in lines] == [f" line {n}" for n in range(2, 9) if n != 7]
     assert data.summary == {"broken rows (skipped)": 6, "empty captions (skipped)": 1}
 
 
@@ -571,6 +496,7 @@ texts = one_line.map(lambda text: " ".join(text.split())).filter(bool)
 
 
 @pytest.mark.parametrize("file_name", ["Flickr8k.token.txt", "captions.txt"])
+@settings(deadline=None)
 @given(captions=st.lists(texts, min_size=1, max_size=5))
 def test_any_caption_survives_its_file(file_name, captions):
     text = io.StringIO(newline="")
@@ -588,6 +514,7 @@ FILES = ["Flickr8k.token.txt", "captions.csv", "results.csv", "captions.jsonl", 
 
 
 @pytest.mark.parametrize("file_name", FILES)
+@settings(deadline=None)
 @given(content=st.one_of(st.binary(), st.lists(st.sampled_from(MARKS)).map(b"".join)))
 def test_any_bytes_are_read_or_rejected(file_name, content):
     try:
@@ -604,9 +531,6 @@ def read_bytes(file_name, content):
         return read_dataset(folder)
 
 
-# ---- splits -------------------------------------------------------------------------------------
-
-
 def test_the_official_files_that_exist_are_used_and_none_is_invented(official):
     train = [*NAMES[:6], "00.jpg", "gone.jpg"]
     write_splits(official / "Flickr8k_text", train=train, dev=NAMES[6:8], test=["lost.jpg"])
@@ -621,19 +545,23 @@ def test_the_official_files_that_exist_are_used_and_none_is_invented(official):
     assert "train 6, dev 2, no test images (official split files)" in data.describe()
 
 
-def test_split_files_without_usable_entry_are_an_error(official):
-    write_splits(official, train=["gone.jpg"], dev=[])
-    with pytest.raises(InputError, match="splits name no image with captions"):
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        (["gone.jpg"], [], "the given splits name no image with captions"),
+        (["03.jpg", *NAMES[:2]], ["09.jpg", "03.jpg"], "03.jpg is in two splits, train and test"),
+        (["absent.jpg", *NAMES[:2]], ["absent.jpg"], "absent.jpg is in two splits, train and test"),
+    ],
+)
+def test_splits_without_a_usable_image_or_with_a_shared_one_are_an_error(
+    official, train, test, said
+):
+    write_splits(official, train=train, test=test)
+    with pytest.raises(InputError, match=said):
         read_dataset(official)
 
 
-@pytest.mark.parametrize("shared", ["03.jpg", "absent.jpg"])
-def test_an_image_in_two_splits_is_an_error(official, shared):
-    write_splits(official, train=[shared, *NAMES[:2]], test=["09.jpg", shared])
-    with pytest.raises(InputError, match=f"{shared} is in two splits, train and test; remove"):
-        read_dataset(official)
-
-
+@settings(deadline=None)
 @given(st.sets(st.text(min_size=1), min_size=1, max_size=40), st.integers())
 def test_a_seeded_split_gives_every_image_one_place(images, seed):
     images = {image.encode(errors="replace").decode() for image in images}
@@ -650,15 +578,11 @@ def test_a_seeded_split_has_its_proportions_and_depends_on_the_seed(official):
     splits = split_by_image(images, 0)
     sizes = {split: len(names) for split, names in splits.items()}
     assert sizes == {"train": 6473, "dev": 809, "test": 809}
-    shared = set(splits["test"]) & set(split_by_image(images, 1)["test"])
-    assert 40 < len(shared) < 130  # 81 expected by chance
+    assert splits != split_by_image(images, 1)
     assert read_dataset(official, seed=7).splits == split_by_image(NAMES, 7)
     assert "(seed 7, 80/10/10)" in read_dataset(official, seed=7).split_origin
     # The draw is part of the contract: scores are reported on it.
     assert split_by_image(NAMES, 0)["dev"] == ["04.jpg"]
-
-
-# ---- the same picture under two names -----------------------------------------------------------
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ def noise(size):
 def zipped(members):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for member, content in members.items():
-            archive.writestr(member, content)
+        for member in members.items():
+            archive.writestr(*member)
     return buffer.getvalue()
 
 
@@ -120,10 +120,6 @@ def command(*arguments):
     return download.main(parser.parse_args([str(argument) for argument in arguments]))
 
 
-def names_in(folder):
-    return [path.name for path in folder.iterdir()]
-
-
 def test_the_command_brings_a_readable_data_set_once(server, tmp_path, capsys):
     target = tmp_path / "data" / "flickr8k"
     target.mkdir(parents=True)
@@ -135,7 +131,7 @@ def test_the_command_brings_a_readable_data_set_once(server, tmp_path, capsys):
     assert read_dataset(target).layout == "official"
     assert (target / "Flicker8k_Dataset" / "a.jpg").read_bytes() == noise(200_000)
     assert not list(tmp_path.rglob("__MACOSX"))
-    assert names_in(tmp_path / "data") == ["flickr8k"]
+    assert list(target.parent.iterdir()) == [target]
 
     server.requests.clear()
     command("--to", target, "--from", server.url)
@@ -150,7 +146,7 @@ def test_a_target_that_holds_or_is_something_else_is_left_alone(server, tmp_path
     for target, said in ((tmp_path, "no data set"), (tmp_path / "mine.txt" / "x", "be written")):
         with pytest.raises(InputError, match=said):
             command("--to", target, "--from", server.url)
-    assert names_in(tmp_path) == ["mine.txt"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine.txt"]
     assert server.requests == []
 
 
@@ -177,21 +173,14 @@ def test_only_https_is_accepted_beyond_this_machine(server, source, tmp_path):
     assert len(server.requests) == len(places) - 1
 
 
-START = """
-from captioning.errors import ArgumentParser, run
-from captioning.extras import download
-parser = ArgumentParser()
-download.add_arguments(parser)
-run(lambda: download.main(parser.parse_args()), "stopped")
-"""
-
-
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL], ids=lambda ending: ending.name)
 def test_a_killed_download_resumes(server, tmp_path, ending):
     server.faults = [None, "stall"]
     target = tmp_path / "flickr8k"
     arguments = ["--to", target, "--from", server.url]
-    process = subprocess.Popen([sys.executable, "-c", START, *arguments], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "captioning", "download", *arguments], cwd=ROOT
+    )
     part = tmp_path / "flickr8k.part" / "Flickr8k_Dataset.zip.part"
     half = len(server.files["/Flickr8k_Dataset.zip"]) // 2
     deadline = time.monotonic() + 30
@@ -211,7 +200,7 @@ def test_a_killed_download_resumes(server, tmp_path, ending):
     # The text archive is complete and not downloaded again.
     assert server.requests == [("/Flickr8k_Dataset.zip", f"bytes={kept}-")]
     assert len(read_dataset(target).captions) == 3
-    assert names_in(tmp_path) == ["flickr8k"]
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_full_disk_is_reported_and_the_rest_arrives_later(server, tmp_path, monkeypatch):
@@ -241,7 +230,6 @@ def test_the_published_sums_are_required_of_the_usual_source(server, tmp_path, m
 @pytest.mark.parametrize(
     ("faults", "requests"),
     [
-        (["cut", "cut"], 3),
         (["cut"] * 3 * download.ATTEMPTS, 3 * download.ATTEMPTS + 1),  # each brings new bytes
         (["cut", "shift"], 3),
         ([503, 500, 429, None], 4),
@@ -297,16 +285,13 @@ def changed(offset_from, offset):
 
 UNSOUND = {
     "parent": (zipped({"ok": "1", "../../evil": "x"}), "leads outside"),
-    "parent inside": (zipped({"__MACOSX/../../evil": "x"}), "leads outside"),
     "absolute": (zipped({"/evil": "x"}), "leads outside"),
     "backslash": (zipped({"..\\evil": "x"}), "leads outside"),
     "drive": (zipped({"C:evil": "x"}), "leads outside"),
     "bomb": (zipped({"zeros": bytes(20_000_000)}), "unpacks to 20,000,000 bytes"),
     "lying bomb": (lying_bomb(), "Bad CRC-32"),
     "damaged": (changed(b"image.jpg", 5000), "Bad CRC-32"),
-    "truncated": (zipped({"image.jpg": noise(10_000)})[:5000], "not a zip file"),
     "page": (b"<html>Sign in to this network</html>", "not a zip file"),
-    "empty": (b"", "not a zip file"),
     "encrypted": (changed(b"PK\x01\x02", 8), "encrypted"),
 }
 

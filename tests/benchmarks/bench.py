@@ -413,7 +413,7 @@ def vectors(bench: Bench) -> Iterator[Row]:
     """Reading the vectors of a vocabulary from a `.vec`, against gensim; and its memory."""
     from gensim.models import KeyedVectors
 
-    from captioning.embeddings import read_vectors
+    from captioning.extras.vectors import read_vectors
 
     rows = 20_000 if bench.quick else 100_000
     path = bench.folder / "vectors.vec"

@@ -71,7 +71,7 @@ def _training(folder: str, attention: str, updates: str) -> None:
 
 def _vectors(path: str, words: str) -> None:
     """Read the vectors of some words of a text file."""
-    from captioning.embeddings import read_vectors
+    from captioning.extras.vectors import read_vectors
 
     print(anonymous_mb(), flush=True)
     read_vectors(path, [f"word{row}" for row in range(int(words))])
