@@ -3,6 +3,7 @@
 Flickr8k is read here, other data sets in `extras/layouts.py`. What is skipped is counted.
 """
 
+import contextlib
 import csv
 import hashlib
 import itertools
@@ -133,8 +134,11 @@ def read_dataset(folder: str | Path, *, seed: int = 0) -> CaptionDataset:
         _, splits = _collect([layouts.read_karpathy(karpathy, [])], Counter())
         origin = f"splits of {karpathy.name}"
     image_folder, images = _find_images(folder, files)
-    if reader not in READERS:
-        captions, splits = layouts.match_names(captions, splits, image_folder, images, counts)
+    if not images.issuperset(itertools.chain(captions, *splits.values())):
+        with contextlib.suppress(ImportError):  # optional, as all extras
+            from captioning.extras.layouts import match_names
+
+            captions, splits = match_names(captions, splits, image_folder, images, counts)
     if not captions.keys() & images:
         raise InputError(
             f"{paths[0]}: none of its captions belongs to an image in {image_folder}; it names"

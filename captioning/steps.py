@@ -70,6 +70,8 @@ class Steps:
                 self.critic_optimizer, partial(self_critical, model), [features, words, *samples]
             )
             self.variables += self.critic_optimizer.variables
+        self._epoch = tf.Variable(0, trainable=False)
+        self._seed = devices.run(self._seed_step, [])
         self.dev = OneDevice().run(dev_loss, [features, words])
         self.decode = OneDevice().run(decode, [features])
 
@@ -107,12 +109,13 @@ class Steps:
 
     def seed_dropout(self, epoch: int) -> None:
         """Make dropout depend on seed, epoch and device: a resumed run is the same run."""
+        self._epoch.assign(epoch)
+        self._seed()
+
+    def _seed_step(self) -> None:
+        """Within a step: seed the dropout layers for the epoch."""
         layers = [x for x in self._model.layers if isinstance(x, keras.layers.Dropout) and x.rate]
-
-        def seed():
-            device = tf.distribute.get_replica_context().replica_id_in_sync_group
-            for number, layer in enumerate(layers):
-                seeds = [self._config.seed + SEED_STRIDE * device, epoch * len(layers) + number]
-                layer.seed_generator.state.assign(tf.stack(seeds))
-
-        self._devices.run(seed, [])()
+        device = tf.distribute.get_replica_context().replica_id_in_sync_group
+        for number, layer in enumerate(layers):
+            seeds = [self._config.seed + SEED_STRIDE * device, self._epoch * len(layers) + number]
+            layer.seed_generator.state.assign(tf.stack(seeds))

@@ -20,13 +20,13 @@ def test_constant_caption_is_the_best_of_the_most_frequent(monkeypatch):
         ["A boy jumps over a wall .", "One boy"],
     ]
     assert evaluation.constant_caption(training) == "a dog runs on the grass"
-    monkeypatch.setattr(evaluation, "CANDIDATES", 1)
+    monkeypatch.setattr(evaluation, "TYPICAL_CANDIDATES", 1)
     assert evaluation.constant_caption(training) == "a cat"
 
 
 def test_constant_caption_is_scored_on_evenly_spaced_images(monkeypatch):
     training = [["a dog runs fast"], ["two men sit down"]] * 3
-    monkeypatch.setattr(evaluation, "CANDIDATE_IMAGES", 3)  # the images 0, 2 and 4
+    monkeypatch.setattr(evaluation, "TYPICAL_IMAGES", 3)  # the images 0, 2 and 4
     assert evaluation.constant_caption(training) == "a dog runs fast"
     assert evaluation.constant_caption(training[1:]) == "two men sit down"
 
@@ -45,7 +45,7 @@ def test_nearest_training_captions_do_not_depend_on_the_chunks(monkeypatch):
     rng = np.random.default_rng(0)
     train_features, features = rng.normal(size=(30, 8)), rng.normal(size=(11, 8))
     captions = [[f"caption {i}"] for i in range(30)]
-    monkeypatch.setattr(evaluation, "CHUNK", 4)
+    monkeypatch.setattr(evaluation, "SIMILARITY_ROWS", 4)
     units = train_features / np.linalg.norm(train_features, axis=1, keepdims=True)
     expected = [f"caption {image}" for image in (features @ units.T).argmax(axis=1)]
     assert evaluation.nearest_training_captions(train_features, captions, features) == expected
