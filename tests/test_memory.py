@@ -1,8 +1,7 @@
-"""Too little memory: a line that says so where Python gets to say it, and whole files in any case.
+"""Too little memory: one line where Python gets to print it, and complete files in any case.
 
-A limit on address space is lowered step by step until nothing starts any more. Where TensorFlow or
-the system's loader runs out, the process ends without a word of ours; where NumPy, Python or a
-TensorFlow operation does, with status 2 and a message.
+A limit on address space is lowered until nothing starts any more. Where TensorFlow or the system
+runs out, the process ends without a message of ours.
 """
 
 import os
@@ -11,16 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from captioning.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = 8 if int(os.environ.get("KILLS", "4")) > 4 else 2
 LIMITED = """
 import resource, runpy, sys
-from captioning.cli import import_tensorflow
+from captioning.startup import import_tensorflow
 import_tensorflow()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = used + int(sys.argv[1]) * 1_000_000
@@ -30,13 +27,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 TOO_LITTLE = """
 import sys
-from captioning.cli import run
+from captioning.errors import run
 def main():
     if sys.argv[1] == "numpy":
         import numpy as np
         np.ones(10**15)
-    elif sys.argv[1] == "python":
-        bytearray(10**15)
     else:
         import tensorflow as tf
         tf.zeros((10**6, 10**6)) + 1
@@ -50,29 +45,25 @@ def run_python(code, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("owner", ["numpy", "python", "tensorflow"])
-def test_too_much_at_once_is_told(owner):
+@pytest.mark.parametrize("owner", ["numpy", "tensorflow"])
+def test_too_much_at_once_is_one_line(owner):
     done = run_python(TOO_LITTLE, owner)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
-    assert done.stderr.strip().splitlines()[-1].startswith("error: out of memory; ask for less")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: out of memory; use a smaller")
     assert "Traceback" not in done.stderr
 
 
-def test_with_ever_less_memory_no_file_is_torn(tiny_prepared, tmp_path):
-    outcomes = {}
-    for megabytes in np.geomspace(3000, 30, STEPS).astype(int):
-        run = tmp_path / f"run{megabytes}"
-        sizes = ["--epochs", "1", "--units", "16", "--heads", "2"]
-        command = [ROOT / "train.py", "--data", tiny_prepared, "--output", run, *sizes]
-        done = run_python(LIMITED, megabytes, *command)
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        outcomes[int(megabytes)] = (done.returncode, last)
-        print(f"{megabytes} MB: status {done.returncode}: {last}")
-        for path in run.glob("[!.]*.keras"):
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.parametrize("megabytes", [3000, 300, 30])
+def test_with_little_memory_files_are_complete(tiny_prepared, tmp_path, megabytes):
+    sizes = ["--epochs", "1", "--units", "16", "--heads", "2"]
+    command = [ROOT / "train.py", "--data", tiny_prepared, "--output", tmp_path / "run", *sizes]
+    done = run_python(LIMITED, megabytes, *command)
+    for path in (tmp_path / "run").glob("[!.]*.safetensors"):
+        if path.name != "resume.safetensors":
             Checkpoint.load(path)
-        assert done.returncode in (0, 2, -signal.SIGABRT, -signal.SIGSEGV)
-        if done.returncode == 2:
-            assert last.startswith("error: ")
-    assert outcomes[3000][0] == 0
-    assert outcomes[30][0] != 0
+    assert done.returncode in (0, 2, -signal.SIGABRT, -signal.SIGSEGV)
+    assert done.returncode == 0 or megabytes < 3000
+    if done.returncode == 2:
+        assert done.stderr.strip().splitlines()[-1].startswith("error: ")
