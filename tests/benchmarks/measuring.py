@@ -1,4 +1,4 @@
-"""Measurements that alternate, and the rows of the report they end in."""
+"""Alternating measurements, and the table of the results."""
 
 import dataclasses
 import statistics
@@ -13,18 +13,23 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def median_ms(work: Callable[[], object], calls: int = 15) -> float:
+    """The median time of some calls, in milliseconds."""
+    return 1000 * statistics.median(seconds(work) for _ in range(calls))
+
+
 def alternate(
     jobs: dict[str, Callable[[], float]], repetitions: int, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Run all jobs, then all again, so that what slows the machine slows them alike.
+    """Run all jobs in turn, several times, so that what slows the machine slows all of them.
 
     Args:
-        jobs: name -> a function that does the work and gives what it measured.
+        jobs: name -> a function that does the work and returns what it measured.
         repetitions: rounds that count; every other one goes backwards.
-        warm_up: whether a round goes before that does not count: caches fill, graphs are compiled.
+        warm_up: run one round first that does not count: caches fill, graphs are compiled.
 
     Returns:
-        name -> one value a round, so that values at one place belong together.
+        name -> one value per round; values of the same round can be compared.
     """
     found = {name: [] for name in jobs}
     if warm_up:
@@ -43,18 +48,18 @@ def ratios(above: list[float], below: list[float]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the report: a target, and what was measured.
+    """One line of the table: a target, and what was measured.
 
     Attributes:
         name: what was done.
         unit: of `ours` and `usual`.
-        ours: this project's way, a value a round.
-        judged: the figures that the target speaks of, a value a round.
-        target: at least this, or at most, if not `at_least`.
-        scale: unit of `judged`: "x", "%", or that of `ours`.
-        usual: what it is compared with, a value a round; may be empty.
-        note: what else must be known.
-        left_out: why nothing was measured, if so.
+        ours: this project's way, one value per round.
+        judged: the figures that the target is about, one per round.
+        target: the least median, or the largest if not `at_least`.
+        scale: unit of `judged`.
+        usual: what it is compared with, one value per round; may be empty.
+        note: what else matters.
+        skipped: why nothing was measured, if so.
     """
 
     name: str
@@ -66,7 +71,7 @@ class Row:
     scale: str = "x"
     usual: list[float] = dataclasses.field(default_factory=list)
     note: str = ""
-    left_out: str = ""
+    skipped: str = ""
 
     @property
     def median(self) -> float:
@@ -84,8 +89,7 @@ class Row:
     @property
     def met(self) -> bool:
         """Whether the median reaches the target."""
-        met = self.median >= self.target if self.at_least else self.median <= self.target
-        return bool(met)  # JSON knows none of NumPy's
+        return bool(self.median >= self.target if self.at_least else self.median <= self.target)
 
     @property
     def verdict(self) -> str:
@@ -93,55 +97,51 @@ class Row:
         return "met" if self.met else f"missed by {abs(self.median / self.target - 1):.0%}"
 
     def to_json(self) -> dict:
-        """All of it, and what follows from it."""
+        """The fields, and what follows from them."""
         described = dataclasses.asdict(self)
-        if not self.left_out:
-            low, high = self.spread
-            described |= {"median": self.median, "quartiles": [low, high]}
-            described |= {"interquartile_range": high - low, "met": self.met}
-            described |= {"verdict": self.verdict}
+        if not self.skipped:
+            described |= {"median": self.median, "quartiles": list(self.spread)}
+            described |= {"met": self.met, "verdict": self.verdict}
         return described
 
+    def cells(self) -> tuple[str, ...]:
+        """The row as text: name, usual, ours, unit, judged, target, verdict."""
+        target = f"{'>=' if self.at_least else '<='} {self.target:g} {self.scale}"
+        if self.skipped:
+            return self.name, "", "", "", "", target, f"skipped: {self.skipped}"
+        usual = figure(statistics.median(self.usual)) if self.usual else ""
+        low, high = map(figure, self.spread)
+        judged = f"{figure(self.median)} {self.scale} ({low}-{high})"
+        ours = figure(statistics.median(self.ours))
+        return self.name, usual, ours, self.unit, judged, target, self.verdict
 
-def left_out(name: str, reason: str, target: float, at_least: bool = True) -> Row:
-    """A row of which nothing was measured."""
-    return Row(name, "", [], [], target, at_least, left_out=reason)
+
+def skipped(name: str, reason: str, target: float, at_least: bool = True) -> Row:
+    """A row that was not measured."""
+    return Row(name, "", [], [], target, at_least, skipped=reason)
 
 
-def faster(name: str, unit: str, found: dict, target: float, ours="ours", usual="usual") -> Row:
+def faster(name: str, unit: str, found: dict, target: float, ours="ours", note="") -> Row:
     """A row that compares two rates (more is better); the target is their ratio."""
-    judged = ratios(found[ours], found[usual])
-    return Row(name, unit, found[ours], judged, target, usual=found[usual])
+    judged = ratios(found[ours], found["usual"])
+    return Row(name, unit, found[ours], judged, target, usual=found["usual"], note=note)
 
 
 def figure(value: float) -> str:
-    """A number with three digits that say something."""
+    """A number with three significant digits."""
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:,.{digits}f}"
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text in columns."""
+    """The rows as text in columns, and their notes."""
     lines = [("", "usual", "ours", "", "judged (quartiles)", "target", "")]
-    for row in rows:
-        sign = ">=" if row.at_least else "<="
-        target = f"{sign} {row.target:g} {row.scale}"
-        if row.left_out:
-            lines.append((row.name, "", "", "", "", target, f"left out: {row.left_out}"))
-            continue
-        usual = figure(statistics.median(row.usual)) if row.usual else ""
-        low, high = map(figure, row.spread)
-        judged = f"{figure(row.median)} {row.scale} ({low}-{high})"
-        ours = figure(statistics.median(row.ours))
-        lines.append((row.name, usual, ours, row.unit, judged, target, row.verdict))
-    widths = [max(len(line[column]) for line in lines) for column in range(7)]
-    right = (1, 2)  # columns of numbers
-    text = [
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    lines += [row.cells() for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    layout = "{:<{}}  {:>{}}  {:>{}}  {:<{}}  {:<{}}  {:<{}}  {}"
+    text = []
+    for line in lines:
+        sizes = [part for pair in zip(line, widths, strict=True) for part in pair]
+        text.append(layout.format(*sizes).rstrip())
     notes = [f"  {row.name}: {row.note}" for row in rows if row.note]
     return "\n".join([*text, *(["", "Notes", *notes] if notes else [])])

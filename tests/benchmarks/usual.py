@@ -1,65 +1,61 @@
-"""The usual way: what many tutorials of this model do, written plainly, to measure against.
+"""The usual way: what many tutorials of this model do, written plainly, as the baseline.
 
 - Training expands a caption of n words into n + 1 padded examples (prefix -> next word), each with
   its own run of the RNN and its own copy of the image's features.
 - Captioning runs the CNN and the whole prefix again for every word.
-- Features are extracted with `model.predict`, an image at a time.
+- Features are extracted with `model.predict`, one image at a time.
 
-Layers and weights are those of `captioning.model.MergeDecoder`, so that the two ways compute the
-same; `tests/test_benchmarks.py` holds them to that.
+Layers and weights are those of `captioning.model.MergeDecoder`, so both ways compute the same;
+`tests/test_benchmarks.py` checks that. Shapes: B examples, L words of a padded prefix (START
+included), P grid positions, C channels, U units, V words in the vocabulary.
 """
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-from captioning.encoders import load_image
-from captioning.model import MergeDecoder, ModelConfig
+from captioning.config import Config
+from captioning.images import load_image
+from captioning.model import MergeDecoder
 from captioning.vocabulary import END, PAD, START, UNKNOWN
 
 
-def prefix_model(config: ModelConfig, longest: int) -> keras.Model:
-    """The merge model as a Keras model of one prefix an example.
+def prefix_model(source: MergeDecoder, longest: int) -> keras.Model:
+    """A Keras model with the layers and weights of `source`, whose RNN is a GRU.
 
-    Args:
-        config: the hyper-parameters; the RNN must be a GRU.
-        longest: L, words of a padded prefix, START included.
-
-    Returns:
-        a model from word ids (B, L), padded in front, and features (B, C) or (B, P, C) to the
-        logits of the next word (B, V).
+    Word ids (B, L), padded in front, and features (B, C) or (B, P, C) -> logits of the next word
+    (B, V).
     """
+    config = source.config
     words = keras.Input((longest,), dtype="int32", name="words")
-    features = keras.Input(config.feature_shape, name="features")
-    vectors = layers.Embedding(
-        config.vocabulary_size,
-        config.embedding_size,
-        mask_zero=True,
-        trainable=config.train_embeddings,
-        name="embedding",
-    )(words)
-    vectors = layers.Dropout(config.word_dropout)(vectors)
+    features = keras.Input(source.feature_shape, name="features")
+    size, width = source.embedding.embeddings.shape
+    vectors = layers.Embedding(size, width, mask_zero=True, name="embedding")(words)
+    vectors = layers.Dropout(config.dropout)(vectors)
     output = layers.GRU(config.units, name="rnn")(vectors)  # (B, U): after the last word alone
-    output = layers.Dropout(config.rnn_dropout)(output)
+    output = layers.Dropout(config.dropout)(output)
 
     image = layers.LayerNormalization(name="image_norm")(features)
-    whole_channels = (None, 1, None) if config.attention == "grid" else None
-    image = layers.Dropout(config.image_dropout, noise_shape=whole_channels)(image)
-    word = layers.Dense(config.units, name="word_dense")(output)
-    if config.attention == "grid":
-        pooled = layers.Dense(config.units, name="image_dense")(ops.mean(image, axis=1))
-        merged = word + pooled + _attend(config, output, image)
-    else:
-        merged = word + layers.Dense(config.units, name="image_dense")(image)
+    whole_channels = (None, 1, None) if source.has_attention else None
+    image = layers.Dropout(config.dropout, whole_channels)(image)
+    pooled = ops.mean(image, axis=1) if source.has_attention else image
+    merged = layers.Dense(config.units, name="word_dense")(output)
+    merged += layers.Dense(config.units, name="image_dense")(pooled)
+    if source.has_attention:
+        merged += _attend(config, output, image)
     merged = layers.LayerNormalization(name="merge_norm")(ops.relu(merged))
-    merged = layers.Dropout(config.merge_dropout)(merged)
-    logits = layers.Dense(config.vocabulary_size, name="word_scores")(merged)
-    return keras.Model((words, features), logits)
+    merged = layers.Dropout(config.dropout)(merged)
+    logits = layers.Dense(source.vocabulary_size, name="word_scores")(merged)
+    model = keras.Model((words, features), logits)
+    for layer in model.layers:
+        if layer.weights:
+            layer.set_weights(getattr(source, layer.name).get_weights())
+    return model
 
 
-def _attend(config: ModelConfig, output, grid):
-    """What an RNN output (B, U) sees of a normalised grid (B, P, C): (B, U)."""
-    positions, size = config.feature_shape[0], config.units // config.heads
+def _attend(config: Config, output, grid):
+    """RNN output (B, U) and normalised grid (B, P, C) -> what the words see of the grid (B, U)."""
+    positions, size = grid.shape[1], config.units // config.heads
 
     def heads(x, length):
         x = ops.reshape(x, (-1, length, config.heads, size))
@@ -76,27 +72,15 @@ def _attend(config: ModelConfig, output, grid):
     return layers.Dense(config.units, name="context_dense")(gate * context)
 
 
-def copy_weights(source: MergeDecoder, target: keras.Model) -> None:
-    """Give `target`, of `prefix_model`, the weights of `source`; layers are known by name."""
-    for layer in target.layers:
-        if layer.weights:
-            layer.set_weights(getattr(source, layer.name).get_weights())
-
-
-def pad_prefixes(prefixes: list[np.ndarray], longest: int) -> np.ndarray:
-    """Prefixes of word ids -> int32 (prefixes, longest), padded in front."""
+def pad_prefixes(prefixes: list, longest: int) -> np.ndarray:
+    """Prefixes of word ids -> int32 (prefixes, L), padded in front."""
     return keras.utils.pad_sequences(prefixes, maxlen=longest, value=PAD)
 
 
 def expand(captions: list[np.ndarray], longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Make an example of every prefix of every caption.
+    """Make an example of every prefix of every caption; a caption is word ids, START to END.
 
-    Args:
-        captions: word ids of each, START to END.
-        longest: see `prefix_model`.
-
-    Returns:
-        padded prefixes int32 (N, longest); the word after each (N,); which caption it is of (N,).
+    Returns the prefixes int32 (B, L), the word after each (B,), the caption of each (B,).
     """
     prefixes = [caption[:end] for caption in captions for end in range(1, len(caption))]
     targets = np.concatenate([caption[1:] for caption in captions])
@@ -104,28 +88,24 @@ def expand(captions: list[np.ndarray], longest: int) -> tuple[np.ndarray, np.nda
     return pad_prefixes(prefixes, longest), targets, owners
 
 
-def compile_model(
-    model: keras.Model, optimizer: keras.optimizers.Optimizer, label_smoothing: float
-) -> None:
-    """Make a prefix model ready for `train_on_batch`, with the loss of the project's training."""
+def compile_model(model: keras.Model, optimizer, label_smoothing: float) -> None:
+    """Prepare a prefix model for `train_on_batch`, with the loss of the project's training."""
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
     model.compile(optimizer, loss)
 
 
-def train_on_prefixes(
-    model: keras.Model, words: np.ndarray, features: np.ndarray, targets: np.ndarray
-) -> float:
-    """One update on prefixes (N, L), features (N, ...) and the words that follow (N,); the loss."""
+def train_on_prefixes(model: keras.Model, words, features, targets) -> float:
+    """One step on prefixes (B, L), features (B, ...) and the words that follow (B,); the loss."""
     one_hot = keras.utils.to_categorical(targets, model.output_shape[-1])
     return float(model.train_on_batch((words, features), one_hot))
 
 
-def caption_with_a_cnn_pass_a_word(
+def caption_with_a_cnn_pass_per_word(
     cnn: keras.Model, decoder: keras.Model, pixels: np.ndarray, max_words: int
 ) -> list[int]:
     """Greedy caption of one picture, uint8 (size, size, 3): word ids, END last.
 
-    The CNN must give what the decoder takes: a pooled vector, or a list of grid positions.
+    The CNN must return what the decoder takes: (B, C) or (B, P, C).
     """
     longest = decoder.input_shape[0][1]
     ids = [START]
@@ -139,21 +119,19 @@ def caption_with_a_cnn_pass_a_word(
     return [*ids[1:], END]
 
 
-def cnn_for(encoder_model: keras.Model, size: int, feature_shape: tuple[int, ...]) -> keras.Model:
-    """An encoder's network with its grid brought to `feature_shape`, (C,) or (P, C)."""
-    image = keras.Input((size, size, 3))
-    grid = encoder_model(image)
+def cnn_for(encoder, feature_shape: tuple[int, ...]) -> keras.Model:
+    """The network of a `captioning.encoders.Encoder`, its grid as `feature_shape`: (C,), (P, C)."""
+    image = keras.Input((encoder.image_size, encoder.image_size, 3))
+    grid = encoder.model(image)
     if len(feature_shape) == 1:
         return keras.Model(image, layers.GlobalAveragePooling2D()(grid))
     return keras.Model(image, layers.Reshape(feature_shape)(grid))
 
 
 def extract_one_by_one(cnn: keras.Model, paths: list, size: int) -> np.ndarray:
-    """`predict` on one photograph after the other: float32 (images, ...).
+    """`predict` on one photograph after another: float32 (images, ...).
 
-    Photographs are opened as the project does it, which is faster than `keras.utils.load_img`.
+    Photographs are opened as the project opens them, which is faster than `keras.utils.load_img`.
     """
-    found = [
-        cnn.predict(load_image(path, size)[None].astype(np.float32), verbose=0) for path in paths
-    ]
-    return np.concatenate(found)
+    pictures = (load_image(path, size)[None].astype(np.float32) for path in paths)
+    return np.concatenate([cnn.predict(picture, verbose=0) for picture in pictures])
