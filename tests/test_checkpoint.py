@@ -132,11 +132,11 @@ def test_an_untrusted_file_is_one_clear_error(tmp_path, change, message):
 
 def test_files_of_other_kinds_are_rejected(tmp_path):
     save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="not written by train.py"):
+    with pytest.raises(InputError, match=r"not written by train\.py"):
         Checkpoint.load(tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="no such file"):
         Checkpoint.load(tmp_path / "gone.safetensors")
-    with pytest.raises(InputError, match="files now; train again"):
+    with pytest.raises(InputError, match="train again"):
         Checkpoint.load(tmp_path / "old.keras")
 
 

@@ -147,7 +147,7 @@ def test_a_file_gives_the_same_vocabulary_back(tmp_path):
     ],
 )
 def test_json_that_is_not_a_vocabulary_is_rejected(change):
-    with pytest.raises(InputError, match="(not a valid vocabulary|not JSON)"):
+    with pytest.raises(InputError, match=r"(not a valid vocabulary|not JSON)"):
         Vocabulary.from_json({**vocabulary().to_json(), **change})
 
 
