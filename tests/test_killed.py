@@ -1,353 +1,307 @@
-"""Killed, interrupted, doubled: what a run leaves behind, and how the next one goes on.
+"""Killed, interrupted, started twice: what a run leaves behind, and how the next one resumes.
 
-Processes of their own are killed at random moments. The seed is printed (pytest -s, or when a
-test fails) and may be given: KILLS=30 SEED=1 pytest -s tests/test_killed.py; see `make torture`.
+Processes are killed at random writes and calls, never after so many seconds. The seed is printed
+(pytest -s, or when a test fails) and may be given: KILLS=30 SEED=1 pytest -s tests/test_killed.py;
+see `make torture`.
 """
 
 import csv
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
-from test_features import PatchMeans, contents, fingerprint, wait_until
-from test_scripts import EPOCH, train
+from test_features import PatchMeans, contents, extract, picture
+from test_scripts import EPOCH, one_line, train
 
-from captioning import features
 from captioning.checkpoint import Checkpoint
-from captioning.dataset import read_dataset
-from captioning.download import download_flickr8k, work_folder
+from captioning.datasets import read_dataset
 from captioning.embeddings import WordVectors, embedding_matrix
-from captioning.encoders import load_image
-from captioning.features import extract_features
-from captioning.files import InputError, exclusive
+from captioning.errors import InputError
+from captioning.files import locked, read_tensors
 from captioning.prepared import write_captions, write_embeddings
 from captioning.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("KILLS", "4"))
 SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(10**6)))
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+TIMEOUT = 600  # seconds; a test that gets there has failed
+
+KILLED = """
+import os, runpy, signal, sys
+
+writes, calls = int(sys.argv[1]), int(sys.argv[2])
+sys.argv = sys.argv[3:]
+fsync = os.fsync
+
+def write(file):
+    global writes
+    writes -= 1
+    if writes == 0 and calls == 0:
+        os.ftruncate(file, os.fstat(file).st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if writes == 0:
+        sys.setprofile(call)
+    fsync(file)
+
+def call(*_):
+    global calls
+    calls -= 1
+    if calls == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.fsync = write
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture
-def moments(request):
-    """Random moments, another sequence for every test."""
+def chance(request):
+    """Random numbers, another sequence for every test."""
     print(f"\n{request.node.name}: KILLS={KILLS} SEED={SEED}")
     return random.Random(f"{SEED} {request.node.name}")
 
 
-# ---- extraction ---------------------------------------------------------------------------------
+def kill(writes, calls, name, *arguments):
+    """Run a script until SIGKILL; returns its stderr.
 
-ROWS = 400
+    It comes in the middle of the write of that number, counted from 1, or so many calls later.
+    """
+    command = [sys.executable, "-c", KILLED, str(writes), str(calls), ROOT / name, *arguments]
+    environment = os.environ | {"PYTHONPATH": PATHS, "PYTHONWARNINGS": ""}
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT, env=environment
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+def wait_until(condition, process):
+    """Wait until `condition()` is true, for as long as the process runs."""
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def temporary_files(folder):
+    return [path.name for path in folder.glob(".*.captioning-*")]
+
+
+# ---- SIGKILL ------------------------------------------------------------------------------------
+
 EXTRACT = """
-import os, sys
-sys.path[:0] = [{root!r}, {tests!r}]
+import sys
+from pathlib import Path
 from captioning import features
-from test_features import Watched
-features.SAVE_SECONDS = 0.05
-images = [f"{{number}}.png" for number in range({rows})]
-encoder = Watched(seconds=0.002, log={log!r})
-features.extract_features({folder!r}, {pictures!r}, images, encoder, batch_size=4)
+from test_features import extract
+features.SAVE_EVERY = 1
+folder, pictures = map(Path, sys.argv[1:])
+extract(folder, pictures, sorted(path.name for path in pictures.iterdir()), batch_size=1)
 """
 
 
-def test_extraction_killed_again_and_again_ends_in_the_same_bytes(tmp_path, moments):
-    pictures, folder, log = tmp_path / "pictures", tmp_path / "cache", tmp_path / "log"
+def test_extraction_killed_again_and_again_ends_in_the_same_bytes(tmp_path, chance):
+    pictures, folder, script = tmp_path / "pictures", tmp_path / "cache", tmp_path / "extract.py"
     pictures.mkdir()
-    images = [f"{number}.png" for number in range(ROWS)]
-    pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 16, 16, 3), np.uint8)
-    for image, values in zip(images, pixels, strict=True):
-        Image.fromarray(values).save(pictures / image)
-    row_of = {fingerprint(load_image(pictures / name, 16)): n for n, name in enumerate(images)}
-    undisturbed = extract_features(tmp_path / "whole", pictures, images, PatchMeans(), batch_size=4)
-    code = EXTRACT.format(
-        root=str(ROOT),
-        tests=str(ROOT / "tests"),
-        rows=ROWS,
-        log=str(log),
-        folder=str(folder),
-        pictures=str(pictures),
-    )
-    kills = repeated = 0
-    while kills < KILLS:
-        saved = 0
-        if (folder / "progress.json").exists():
-            saved = json.loads((folder / "progress.json").read_text())["done"]
-        log.write_text("")
-        running = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-        lock = folder / ".lock"
-        wait_until(lambda: lock.exists() and lock.read_text() == str(running.pid), running)  # noqa: B023
-        if moments.random() < 0.5:
-            time.sleep(moments.uniform(0, 2 / KILLS))
-        else:  # while something is being written, if that is to be met at all
-            end = time.monotonic() + 0.5
-            while time.monotonic() < end and not any(folder.glob(".progress.*")):
-                pass
-        running.kill()
-        running.communicate()
-        kills += running.returncode == -signal.SIGKILL
-        rows = [row_of[line] for line in log.read_text().splitlines() if line in row_of]
-        assert not rows or min(rows) >= saved, "a row that was saved was computed again"
-        assert len(rows) == len(set(rows))
-        repeated += len(rows)
-        if (folder / "index.json").exists():  # finished: begin anew, there are kills left
-            assert contents(folder) == contents(undisturbed.folder)
-            (folder / "index.json").unlink()
-    extract_features(folder, pictures, images, PatchMeans(), batch_size=4)
+    images = [f"{number:03}.png" for number in range(10 * KILLS)]
+    for number, image in enumerate(images):
+        (pictures / image).write_bytes(picture(number))
+    script.write_text(EXTRACT)
+    undisturbed = extract(tmp_path / "undisturbed", pictures, images, batch_size=1)
+    for number in range(KILLS):
+        # the first two runs die while they write an array and the index
+        writes, calls = chance.randint(1, 5), chance.choice([0, chance.randint(1, 1000)])
+        writes, calls = [(2, 0), (3, 0), (writes, calls)][min(number, 2)]
+        kill(writes, calls, script, folder, pictures)
+        assert calls or temporary_files(folder)
+    index = json.loads((folder / "index.json").read_text())
+    done = sum(digest is not None for digest in index["digests"])
+    assert not index["complete"]
+    encoder = PatchMeans()
+    extract(folder, pictures, images, encoder, batch_size=1)
+    assert len(encoder.batches) == len(images) - done
     assert contents(folder) == contents(undisturbed.folder)
-    print(f"extraction: {kills} kills survived, {repeated} rows encoded by killed runs")
-
-
-def test_extraction_saves_at_least_every_ten_seconds(tmp_path, monkeypatch):
-    """By a clock of its own, on which a batch takes a second."""
-    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
-    images = [f"{number}.png" for number in range(300)]
-    for image in images[1:]:
-        (tmp_path / image).symlink_to("0.png")
-    now, saves = [0.0], []
-
-    class Slow(PatchMeans):
-        def forward(self, images):
-            now[0] += 1
-            return super().forward(images)
-
-    original = features.write_json
-
-    def write(path, *arguments, **keywords):
-        saves.append(now[0])
-        original(path, *arguments, **keywords)
-
-    monkeypatch.setattr(features.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(features, "write_json", write)
-    extract_features(tmp_path / "cache", tmp_path, images, Slow())
-    assert len(saves) > 3
-    assert max(np.diff([0, *saves])) <= 10
-
-
-# ---- training -----------------------------------------------------------------------------------
-
-WRITTEN = ("epoch-", "best", "history", "resume", "curves")  # in the order of an epoch's end
+    print(f"extraction: {KILLS} kills survived")
 
 
 def check_finished_files(folder, known):
-    """Every file under its final name loads; `known` holds what was looked at before."""
+    """Every file under its final name is complete; `known` holds what was looked at before."""
     for path in sorted(folder.glob("[!.]*")):
         stamp = (path.name, path.stat().st_mtime_ns)
         if stamp in known:
             continue
-        if path.suffix == ".keras":
+        if path.name == "resume.safetensors":
+            assert read_tensors(path, "train.py")[1]
+        elif path.suffix == ".safetensors":
             assert Checkpoint.load(path).facts["epoch"] > 0
-        elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as state:
-                assert all(len(state[name].tobytes()) for name in state.files)
         elif path.suffix == ".csv":
             rows = list(csv.DictReader(path.read_text().splitlines()))
             assert [row["epoch"] for row in rows] == [str(n + 1) for n in range(len(rows))]
         else:
-            with Image.open(path) as picture:
-                picture.load()
+            with Image.open(path) as image:
+                image.load()
         known.add(stamp)
 
 
-def finished_epochs(folder):
-    if not (folder / "resume.npz").exists():
-        return 0
-    with np.load(folder / "resume.npz", allow_pickle=False) as state:
-        return len(json.loads(str(state["facts"]))["history"])
-
-
-def test_training_killed_again_and_again_ends_in_the_same_weights(
-    process, script, tiny_prepared, tmp_path, moments
+def test_training_killed_again_and_again_ends_in_the_same_bytes(
+    script, tiny_prepared, tmp_path, chance
 ):
-    straight, killed, epochs = tmp_path / "straight", tmp_path / "killed", 10 * KILLS
-    kills = torn = 0
-    known = set()
-    while kills < KILLS:
-        done = finished_epochs(killed)
-        running = process(*train(tiny_prepared, killed, epochs), "--resume")
-        lock = killed / ".lock"
-        wait_until(lambda: lock.exists() and lock.read_text() == str(running.pid), running)  # noqa: B023
-        if kills % 2 == 0:  # while a file is being written
-            prefix = f".{moments.choice(WRITTEN) if kills else 'epoch-'}"
-            wait_until(lambda: any(n.startswith(prefix) for n in os.listdir(killed)), running)  # noqa: B023, PTH208
-        elif kills % 4 == 1:  # in the middle of the epochs
-            assert EPOCH.fullmatch(running.stdout.readline().rstrip("\n"))[1] == str(done + 1)
-            time.sleep(moments.uniform(0, 0.5))
-        else:  # before them
-            time.sleep(moments.uniform(0, 4))
-        running.kill()
-        out, err = running.communicate()
-        assert running.returncode == -signal.SIGKILL, err
-        assert "Traceback" not in err
-        if done and kills % 4 != 1 and out:
-            assert EPOCH.fullmatch(out.splitlines()[0])[1] == str(done + 1)
-        kills += 1
-        torn += any(killed.glob(".*.tmp*"))
+    straight, killed, epochs = tmp_path / "straight", tmp_path / "killed", 4 * KILLS
+    command, known = train(tiny_prepared, killed, epochs), set()
+    foreign = [".env.tmpl", ".something.toml.tmpl", ".cache/.best.captioning-1.safetensors"]
+    for name in foreign:
+        (killed / name).parent.mkdir(parents=True, exist_ok=True)
+        (killed / name).write_text("not ours")
+    for number in range(KILLS):
+        # the first two runs die in their first epoch: as they write a checkpoint and the history
+        writes, calls = chance.randint(1, 8), chance.choice([0, chance.randint(1, 10_000)])
+        writes, calls = [(1, 0), (3, 0), (writes, calls)][min(number, 2)]
+        err = kill(writes, calls, *command, "--resume")
+        assert ("no completed epoch to resume from" in err) == (number <= 2)
+        assert calls or len(temporary_files(killed)) == 1  # the earlier ones are removed
         check_finished_files(killed, known)
-    assert script(*train(tiny_prepared, killed, epochs), "--resume")[0] == 0
+    assert script(*command, "--resume")[0] == 0
+    assert [(killed / name).read_text() for name in foreign] == ["not ours"] * 3
+    for name in foreign[:2]:
+        (killed / name).unlink()
     assert script(*train(tiny_prepared, straight, epochs))[0] == 0
-    assert not list(killed.glob(".*.tmp*"))
-    names = [sorted(path.name for path in folder.glob("[!.]*")) for folder in (straight, killed)]
-    assert names[0] == names[1]
-    for name in (f"epoch-{epochs:03}.keras", "best.keras"):
-        one, other = (Checkpoint.load(folder / name).model.weights for folder in (straight, killed))
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a, b)
-    rows = [
-        [line.split(",")[:-1] for line in (folder / "history.csv").read_text().splitlines()]
-        for folder in (straight, killed)
-    ]
-    assert rows[0] == rows[1]
-    print(f"training: {kills} kills survived, {torn} of them while a file was being written")
-
-
-@pytest.mark.parametrize("left", [["epoch-001.keras"], ["epoch-001.keras", "best.keras"]])
-def test_a_run_killed_while_it_saved_its_first_epoch_goes_on(
-    script, tiny_run, tiny_prepared, tmp_path, left
-):
-    for name in left:
-        (tmp_path / name).write_bytes((tiny_run / "best.keras").read_bytes())
-    status, out, err = script(*train(tiny_prepared, tmp_path, 1), "--resume")
-    assert status == 0
-    assert "no epoch was finished yet" in err
-    assert len(out.splitlines()) == 1
+    assert contents(killed) == contents(straight)
+    best = Checkpoint.load(killed / "best.safetensors").facts["epoch"]
+    rows = list(csv.DictReader((killed / "history.csv").read_text().splitlines()))
+    assert float(rows[best - 1]["dev_CIDEr-D"]) == max(float(r["dev_CIDEr-D"]) for r in rows)
+    checkpoint = killed / f"epoch-{best:03}.safetensors"
+    assert checkpoint.read_bytes() == (killed / "best.safetensors").read_bytes()
+    print(f"training: {KILLS} kills survived")
 
 
 # ---- two at once --------------------------------------------------------------------------------
 
 
-def test_the_second_of_two_runs_names_the_first(script, tiny_prepared, tmp_path):
+def test_who_writes_to_a_folder_in_use_is_rejected(tmp_path):
     sample = read_dataset(ROOT / "data" / "sample")
     vocabulary = Vocabulary.from_captions([["a", "dog"]], min_count=1)
     matrix = embedding_matrix(vocabulary, WordVectors(2, {"dog": np.ones(2, np.float32)}))
-    names = sample.splits["dev"]
-    held = work_folder(tmp_path / "data")
-    with exclusive(tmp_path / "run"), exclusive(held):
+    with locked(tmp_path):
         for write in (
-            lambda folder: write_captions(folder, sample, vocabulary, {}),
-            lambda folder: write_embeddings(folder, matrix, "made up"),
-            lambda folder: extract_features(folder, sample.image_folder, names, PatchMeans()),
-            lambda folder: download_flickr8k(tmp_path / "data", "http://127.0.0.1:9/"),
+            lambda: write_captions(tmp_path, sample, vocabulary, 30, {}),
+            lambda: write_embeddings(tmp_path, matrix, "made up"),
+            lambda: extract(tmp_path, sample.image_folder, sample.splits["dev"]),
         ):
-            with pytest.raises(InputError, match=rf"in use .*\(process {os.getpid()}\); wait"):
-                write(tmp_path / "run")
-            for path in tmp_path.rglob("*"):  # nothing was written
-                assert path.name == ".lock" or path.is_dir()
-        status, out, err = script(*train(tiny_prepared, tmp_path / "run"))
-        assert (status, out) == (2, "")
-        assert f"process {os.getpid()}" in err
-
-
-SAVE = """
-import sys
-import numpy as np
-from captioning.pictures import save_captioned
-for shade in range(10):
-    save_captioned(sys.argv[1], [np.full((20, 20, 3), shade, np.uint8)], ["a caption"])
-"""
-
-
-def test_two_runs_that_write_one_picture_leave_it_whole(tmp_path):
-    out = tmp_path / "captioned.png"
-    both = [
-        subprocess.Popen([sys.executable, "-c", SAVE, out], cwd=ROOT, env={**os.environ})
-        for _ in range(2)
-    ]
-    looked = 0
-    while any(running.poll() is None for running in both):
-        if out.exists():
-            with Image.open(out) as picture:
-                picture.load()
-            looked += 1
-        time.sleep(0.005)
-    assert [running.returncode for running in both] == [0, 0]
-    assert looked
-    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+            with pytest.raises(InputError, match="in use by another run; wait for it") as caught:
+                write()
+            assert "\n" not in str(caught.value)
+        assert contents(tmp_path) == {}
 
 
 # ---- Ctrl-C -------------------------------------------------------------------------------------
 
 
 def interrupt(running):
-    """Send Ctrl-C as a terminal does, to the whole group; the seconds it took, and stderr."""
+    """Press Ctrl-C, which a terminal sends to the whole group; returns stdout and stderr."""
     assert running.poll() is None, running.communicate()
-    sent = time.monotonic()
     os.killpg(running.pid, signal.SIGINT)
-    running.wait(timeout=60)
-    seconds = time.monotonic() - sent
-    _, err = running.communicate()
+    out, err = running.communicate(timeout=TIMEOUT)
     assert running.returncode == 130, err
     assert "Traceback" not in err
-    print(f"stopped after {seconds:.2f} s:", *err.strip().splitlines()[-2:], sep="\n    ")
-    assert seconds < 2
-    return err
+    return out, err
 
 
 IN_A_DESTRUCTOR = """
-import os, signal, sys, time
-sys.path.insert(0, {root!r})
-from captioning.cli import run
+import os, signal
+from captioning.errors import run
 
 class Interrupted:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
 
-def main():
-    Interrupted()
-    time.sleep(60)
-
-run(main, "stopped; go on with")
+run(lambda: Interrupted() and 0, "stopped; start again")
 """
 
 
 def test_ctrl_c_where_nothing_can_be_raised_ends_the_run_all_the_same():
-    code = IN_A_DESTRUCTOR.format(root=str(ROOT))
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20)
-    assert ended.returncode == 130
-    assert ended.stderr.startswith(b"\nstopped; go on with")
-    assert b"Traceback" not in ended.stderr
+    command = [sys.executable, "-c", IN_A_DESTRUCTOR]
+    ended = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=TIMEOUT)
+    assert (ended.returncode, ended.stderr) == (130, b"\nstopped; start again\n")
 
 
-@pytest.mark.parametrize("round_", range(max(1, KILLS // 4)))
-class TestCtrlC:
-    """In the middle of something that takes long, at a random moment of it."""
+@pytest.mark.parametrize("moment", ["before the first epoch", "after it"])
+def test_ctrl_c_in_training_and_a_second_run(process, script, tiny_prepared, tmp_path, moment):
+    folder = tmp_path / "run"
+    running = process(*train(tiny_prepared, folder, epochs=5000))  # more than a pipe holds
+    wait_until((folder / ".lock").exists, running)
+    if moment == "after it":
+        assert EPOCH.fullmatch(running.stdout.readline().rstrip("\n"))
+        status, out, err = script(*train(tiny_prepared, folder))
+        assert (status, out) == (2, "")
+        assert f"{folder}: in use by another run" in one_line(err)
+    _, err = interrupt(running)
+    stopped = "stopped; the completed epochs are saved: run the same command with --resume"
+    assert err.splitlines()[-1] == stopped
+    check_finished_files(folder, set())
 
-    def test_in_training(self, process, script, tiny_prepared, tmp_path, moments, round_):
-        running = process(*train(tiny_prepared, tmp_path / "run", epochs=5000))
-        wait_until((tmp_path / "run" / ".lock").exists, running)
-        time.sleep(moments.uniform(0, 12))  # from building the model to some tenth epoch
-        err = interrupt(running)
-        assert "the finished epochs are saved" in err
-        assert err.rstrip().endswith("--epochs 5000 " + " ".join(train("", "")[7:]) + " --resume")
-        check_finished_files(tmp_path / "run", set())
 
-    def test_in_extraction(self, process, tmp_path, moments, round_):
-        settings = ["--set", "dataset=data/sample", "--set", f"prepared={tmp_path / 'prepared'}"]
-        running = process("tools/run_notebook.py", ROOT / "image_extraction.ipynb", *settings)
-        cache = tmp_path / "prepared" / "features" / "efficientnet_lite2"
-        wait_until((cache / "grid.npy.part").exists, running)
-        time.sleep(moments.uniform(0, 3))
-        err = interrupt(running)
-        assert "what was saved is kept (features: every five seconds), go on with\npython " in err
+def test_ctrl_c_in_captioning(process, tiny_checkpoint, photographs, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(2000):  # more lines than a pipe holds
+        (many / f"{number}.png").symlink_to(photographs[0])
+    running = process("test.py", "--model", tiny_checkpoint, "--image", many)
+    first = running.stdout.readline()
+    out, err = interrupt(running)
+    stopped = "stopped; the lines that were printed are complete: run the same command again"
+    assert err.splitlines()[-1] == stopped
+    caption = first.removeprefix(str(many / "0.png"))
+    assert {line.partition(".png")[2] for line in out.splitlines()} <= {caption.rstrip("\n")}
 
-    def test_in_decoding(self, process, tiny_checkpoint, photographs, tmp_path, moments, round_):
-        many = tmp_path / "many"
-        many.mkdir()
-        for number in range(2000):
-            (many / f"{number}.png").symlink_to(photographs[0])
-        beam = ["--beam-width", "100"]  # so that one step of TensorFlow takes a while
-        running = process("test.py", "--model", tiny_checkpoint, *beam, "--image", many)
-        assert running.stdout.readline()
-        time.sleep(moments.uniform(0, 2))
-        err = interrupt(running)
-        assert "what was printed is whole" in err
-        assert re.search(r"start again with\npython \S*test\.py --model", err)
+
+NOTEBOOK = """
+import time
+from pathlib import Path
+from test_features import Interrupted, PatchMeans, extract
+
+class Slow(PatchMeans):
+    def encode(self, images):
+        if len(self.batches) == 3:
+            Path("third").touch()
+            time.sleep(3600)
+        return super().encode(images)
+
+images = sorted(path.name for path in Path("pictures").iterdir())
+try:
+    extract(Path("cache"), Path("pictures"), images, Slow(), batch_size=4)
+except KeyboardInterrupt:
+    Path("raised").touch()
+    raise
+"""
+
+
+def test_ctrl_c_in_a_notebook_keeps_the_completed_rows(pictures, names, tmp_path):
+    (tmp_path / "pictures").symlink_to(pictures)
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    cells = [nbformat.v4.new_code_cell(NOTEBOOK)]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, tmp_path / "small.ipynb")
+    command = [sys.executable, "-m", "papermill", "small.ipynb", "output.ipynb"]
+    environment = os.environ | {"PYTHONPATH": PATHS}
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    wait_until((tmp_path / "third").exists, running)
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.wait(TIMEOUT) == 1
+    assert (tmp_path / "raised").exists()
+    encoder = PatchMeans()
+    extract(tmp_path / "cache", pictures, names, encoder, batch_size=4)
+    assert len(encoder.batches) == 3
+    extract(tmp_path / "undisturbed", pictures, names, batch_size=4)
+    assert contents(tmp_path / "cache") == contents(tmp_path / "undisturbed")
