@@ -324,7 +324,7 @@ BAD = {
     "word vectors: a page": ("x.vec", holding("<html> <body> No"), "line 1: expected a word and"),
     "word vectors: other dimension": (
         "x.vec",
-        holding("2 3\na 1 2\nb 1 2\n"),
+        holding("2 3\na 1 2\ndog 1 2\n"),
         "line 3: expected 3",
     ),
     "word vectors: more rows": ("x.vec", holding("9 2\na 1 2\nb 1 2\n"), "2 of 9 words, cut short"),
@@ -333,7 +333,11 @@ BAD = {
     "word vectors: no number": ("x.vec", holding("a 1 2\ndog x 2\n"), "line 2: expected 2 numbers"),
     "word vectors: endless line": ("x.vec", holding("x" * 3_000_000), "line 1: expected a word"),
     "word vectors: French": ("x.vec", holding("chat 1 2\nun 3 4\n"), "holds none of the 1 words"),
-    "word vectors: cut": ("x.vec.gz", holding(gzip.compress(b"a 1\n" * 99)[:20]), "cannot be read"),
+    "word vectors: cut": (
+        "x.vec.gz",
+        holding(gzip.compress(b"a 1 2\n" * 99)[:20]),
+        "cannot be read",
+    ),
     "word vectors: two texts": ("x.zip", zipped("a.vec", "b.vec"), "holds a.vec, b.vec"),
     "word vectors: model cut": ("x.bin", holding(MODEL[:10_000]), "not a FastText model"),
     "word vectors: model header cut": ("x.bin", holding(MODEL[:20]), "not a FastText model"),
