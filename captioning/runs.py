@@ -62,6 +62,7 @@ class Run:
         for variable, value in zip(self.variables, tensors.values(), strict=True):
             variable.assign(value)
         self.history = state["history"]
+        self._copy_best()
         log(f"resumed after epoch {len(self.history)}")
 
     def require_empty(self) -> None:
@@ -81,11 +82,10 @@ class Run:
         row = self.history[-1]
         scores = {name[4:]: row[name] for name in row if name.startswith("dev_")}
         facts = {"epoch": row["epoch"], "dev scores, greedy": scores, "history": self.history}
-        path = self.folder / f"epoch-{row['epoch']:03}.safetensors"
         facts = {**self._checkpoint.facts, **facts}
-        dataclasses.replace(self._checkpoint, facts=facts).save(path)
-        if self.best_epoch == row["epoch"]:
-            write_bytes(self.folder / BEST_FILE, path.read_bytes())
+        checkpoint = dataclasses.replace(self._checkpoint, facts=facts)
+        checkpoint.save(self._epoch_file(row["epoch"]))
+        self._copy_best()
         text = io.StringIO()
         writer = csv.DictWriter(text, list(row), lineterminator="\n")
         writer.writeheader()
@@ -95,3 +95,10 @@ class Run:
         tensors = {f"{n:04}": np.asarray(v) for n, v in enumerate(self.variables)}
         state = {"settings": self._settings, "history": self.history}
         write_bytes(self.folder / STATE_FILE, tensor_bytes(tensors, state))
+
+    def _epoch_file(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:03}.safetensors"
+
+    def _copy_best(self) -> None:
+        best = self._epoch_file(self.best_epoch)
+        write_bytes(self.folder / BEST_FILE, best.read_bytes())

@@ -5,9 +5,8 @@ The gradients of the summed loss and the number of words are added up over all r
 quotient is the gradient of the whole batch, and makes the same update everywhere. The chief alone
 scores the dev split and writes files.
 
-With `--distribute multi-worker` every machine runs the same command, and TF_CONFIG names them all,
-see EXAMPLE. TensorFlow's connections are neither encrypted nor guarded by a password: use a
-private network.
+With `--distribute multi-worker` every machine runs the same command, and TF_CONFIG names them all.
+TensorFlow's connections are neither encrypted nor guarded by a password: use a private network.
 """
 
 import argparse
@@ -26,24 +25,21 @@ from captioning.losses import SAMPLES
 from captioning.prepared import Prepared
 from captioning.startup import quiet_stderr
 
-EXAMPLE = (
-    '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, '
-    '"task": {"type": "worker", "index": 0}}'
-)
-MAY_DIFFER = ("data", "output", "resume", "tensorboard", "worker_timeout")  # between workers
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+MAY_DIFFER = ("--data", "--output", "--resume", "--tensorboard", "--worker-timeout")
 
 
 class Devices:
     """The replicas of a run, those of other processes included; see `captioning.steps.OneDevice`.
 
-    `worker` of `workers` is this process; 0 is the chief.
+    `worker` of `workers` is this process; 0 is the chief, whose `settings` are those of all.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, worker: int = 0, workers: int = 1):
+    def __init__(self, strategy: tf.distribute.Strategy, worker: int, workers: int, settings: dict):
         """Compile the sum over processes."""
         self._strategy, self._worker, self._workers = strategy, worker, workers
         self._replicas = strategy.num_replicas_in_sync // workers  # in this process
-        self.is_chief = worker == 0
+        self._settings, self.is_chief = settings, worker == 0
 
         def add(values):
             mine = values if self._replica() == 0 else tf.zeros_like(values)
@@ -62,11 +58,17 @@ class Devices:
 
     @contextlib.contextmanager
     def training(self, output):
-        """The context of a run; it ends with an InputError if a worker is lost."""
+        """The context of a run; InputError if a worker is lost, or has other settings."""
         with locked(output) if self.is_chief else contextlib.nullcontext(), self._strategy.scope():
             try:
+                for name, theirs in self.from_chief(lambda: self._settings).items():
+                    if self._settings[name] != theirs:
+                        raise InputError(
+                            f"{name} is {self._settings[name]}, the chief has {theirs}; start all "
+                            "workers with the same settings and data"
+                        )
                 yield
-            except tf.errors.UnavailableError as error:
+            except LOST as error:
                 raise InputError(
                     f"worker {self._worker}: another worker is gone ({reason(error)}); start all "
                     "of them again with --resume"
@@ -93,11 +95,8 @@ class Devices:
         def call(*batch):
             parts = []
             for number in range(self._replicas):
-                parts += [
-                    _filled(array[_part(len(array), number, self._replicas)]) for array in batch
-                ]
-            results = compiled(*parts)
-            return tf.nest.map_structure(self._first, results)
+                parts += [_part_of(array, number, self._replicas) for array in batch]
+            return tf.nest.map_structure(self._first, compiled(*parts))
 
         return call
 
@@ -106,9 +105,8 @@ class Devices:
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         """The sum of an array over all processes."""
-        return (
-            self._first(self._add(values.astype(np.float64).ravel())).numpy().reshape(values.shape)
-        )
+        total = self._first(self._add(values.astype(np.float64).ravel()))
+        return total.numpy().reshape(values.shape)
 
     def from_chief(self, compute):
         """The result of `compute`, which only the chief calls; JSON-ready."""
@@ -128,50 +126,54 @@ class Devices:
 def join(options: argparse.Namespace, prepared: Prepared) -> Devices:
     """Start TensorFlow on the devices that `--distribute` asks for, and wait for other workers.
 
-    InputError if TF_CONFIG cannot be used, or settings or data differ between workers.
+    InputError if TF_CONFIG cannot be used.
     """
+    worker, workers = 0, 1
     if options.distribute == "mirrored":
-        names = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        devices = Devices(tf.distribute.MirroredStrategy([device.name for device in names]))
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
     else:
-        devices = _multi_worker(options.worker_timeout)
-    replicas = devices._strategy.num_replicas_in_sync
-    log(f"{replicas} devices")
+        worker, workers = _read_tf_config()
+        strategy = _wait_for_workers(options.worker_timeout)
+    replicas = strategy.num_replicas_in_sync
+    log(f"worker {worker} of {workers}, {replicas} devices in all")
     if options.batch_size < SAMPLES * replicas:
         raise InputError(f"--batch-size {options.batch_size} is too small for {replicas} devices")
-    ours = {f"--{k.replace('_', '-')}": v for k, v in vars(options).items() if k not in MAY_DIFFER}
-    ours["the encoder"] = open_caches(options.data, options.encoder)[0].encoder
-    ours["the prepared captions"] = [prepared.vocabulary.fingerprint, prepared.splits]
-    for name, theirs in devices.from_chief(lambda: ours).items():
-        if json.dumps(theirs) != json.dumps(ours[name]):
-            raise InputError(f"{name} is {ours[name]}, the chief has {theirs}; make them equal")
-    return devices
+    settings = {f"--{k.replace('_', '-')}": v for k, v in vars(options).items()}
+    settings = {name: value for name, value in settings.items() if name not in MAY_DIFFER}
+    settings["the encoder"] = open_caches(options.data, options.encoder)[0].encoder
+    settings["the vocabulary"] = prepared.vocabulary.fingerprint
+    settings["the size of the splits"] = prepared.splits
+    return Devices(strategy, worker, workers, settings)
 
 
-def _multi_worker(timeout: float) -> Devices:
+def _read_tf_config() -> tuple[int, int]:
+    """Which of how many workers this process is; the chief comes first."""
     try:
         config = json.loads(os.environ.get("TF_CONFIG", ""))
-        jobs = {job: len(config["cluster"].get(job, [])) for job in ("chief", "worker")}
-        job, worker = config["task"]["type"], int(config["task"]["index"])
-        if not 0 <= worker < jobs[job]:
-            raise ValueError(f"there is no {job} {worker}")
-        log(f"{job} {worker} of {config['cluster']}; waiting {timeout:g} seconds for the others")
-        strategy = _wait_for_workers(timeout)
-    except (ValueError, LookupError, TypeError, AttributeError, tf.errors.OpError) as error:
+        sizes = {job: len(config["cluster"].get(job, [])) for job in ("chief", "worker")}
+        job, index = config["task"]["type"], int(config["task"]["index"])
+        if not 0 <= index < sizes[job]:
+            raise ValueError(f"there is no {job} {index}")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
-            f"TF_CONFIG cannot be used ({type(error).__name__}: {reason(error)}); expected such as"
-            f"\n{EXAMPLE}"
+            f"TF_CONFIG: cannot be used ({type(error).__name__}: {reason(error)}); expected e.g.\n"
+            '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, '
+            '"task": {"type": "worker", "index": 0}}'
         ) from None
-    worker += jobs["chief"] if job == "worker" else 0
-    return Devices(strategy, worker, sum(jobs.values()))
+    return index + (sizes["chief"] if job == "worker" else 0), sum(sizes.values())
 
 
 def _wait_for_workers(timeout: float) -> tf.distribute.MultiWorkerMirroredStrategy:
-    """TensorFlow waits for ever and runs no Python meanwhile, so that signals end the process."""
+    """TensorFlow waits for ever and runs no Python meanwhile, so signals end the process."""
+    log(f"waiting {timeout:g} seconds for all workers of {os.environ['TF_CONFIG']}")
     interrupted = signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, timeout)
-    with quiet_stderr():
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    try:
+        with quiet_stderr():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise InputError(f"TF_CONFIG: TensorFlow cannot start ({reason(error)})") from None
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # TensorFlow ignores it, job managers use it
@@ -183,6 +185,7 @@ def _part(count: int, which: int, of: int) -> slice:
     return slice(count * which // of, count * (which + 1) // of)
 
 
-def _filled(part: np.ndarray) -> np.ndarray:
-    """A part of a batch; if it has no image, one whose captions are pads, which add nothing."""
+def _part_of(array: np.ndarray, which: int, of: int) -> np.ndarray:
+    """Part `which` of an array; if it is empty, one image whose captions are pads."""
+    part = array[_part(len(array), which, of)]
     return part if len(part) else np.zeros((1, *part.shape[1:]), part.dtype)
