@@ -3,20 +3,20 @@
     python -m tests.benchmarks.scaling                           8,000, 30,000 and 123,000 images
     python -m tests.benchmarks.scaling --images 2000 --only preparing
 
-`preparing` draws a data set in COCO's layout (annotations, Karpathy's splits, empty image files)
-and does with it what caption_extraction.ipynb does, without its plots. `training` times steps on
-features of zeros, in files that take no disk space, so reading from disk is not included. Each job
-runs in its own process. Preparing is reported in CPU seconds: it keeps one core busy. Its peak
-memory is that of the whole process; that of training is above the import of TensorFlow.
+`preparing` draws a data set of COCO's kind (Karpathy's file, empty image files) and does with it
+what caption_extraction.ipynb does, without its plots. It is reported in CPU seconds, since it keeps
+one core busy. `training` times steps on features of zeros, in files that take no disk space, so
+reading from disk is not included. Each job runs in its own process; the peak memory of preparing
+is that of the whole process, that of training is above the import of TensorFlow.
 """
 
 import argparse
-import itertools
 import json
 import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -25,10 +25,14 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
 
+from captioning.batches import CAPTIONS_PER_IMAGE
+from captioning.datasets import read_dataset
+from captioning.embeddings import WordVectors, embedding_matrix, train_fasttext, training_epochs
+from captioning.prepared import write_captions, write_embeddings
+from captioning.vocabulary import SPECIALS, Vocabulary, tokenize
 from tests.benchmarks import memory
 
 SIZES = (8_000, 30_000, 123_000)
-CAPTIONS_PER_IMAGE = 5
 DIFFERENT_WORDS = 40_000  # to draw from; COCO's captions have some 30,000
 ZIPF = 1.15  # exponent of the law by which words are drawn
 MEAN_LENGTH, LENGTH_DEVIATION = 10.5, 2.4  # words per caption, COCO's
@@ -37,39 +41,28 @@ HELD_OUT = 5_000 / 123_000  # fraction of images in dev, and in test
 STEPS, WARM_UP = 60, 20  # timed, and before: a graph is traced for each length of captions
 
 
-def write_coco(folder: Path, images: int) -> Path:
-    """Write annotations, Karpathy's file and empty images of a drawn data set."""
-    rng = np.random.default_rng(0)
+def write_coco(folder: Path, images: int) -> None:
+    """Write Karpathy's file and empty images of a drawn data set."""
+    rng, count = np.random.default_rng(0), images * CAPTIONS_PER_IMAGE
     letters = np.array(list("etaoinshrdlucmfwypvbgkqjxz"))
     lengths = rng.integers(2, 10, DIFFERENT_WORDS)
     words = np.array(["".join(rng.choice(letters[: 8 + n % 18], n)) for n in lengths])
     frequency = 1 / (np.arange(DIFFERENT_WORDS) + 2.7) ** ZIPF
-    count = images * CAPTIONS_PER_IMAGE
     sizes = rng.normal(MEAN_LENGTH, LENGTH_DEVIATION, count).round().astype(int).clip(6, 50)
     drawn = rng.choice(words, sizes.sum(), p=frequency / frequency.sum())
-    captions = iter(np.split(drawn, np.cumsum(sizes)[:-1]))
+    captions = map(list, np.split(drawn, np.cumsum(sizes)[:-1]))
     held_out = max(1, round(HELD_OUT * images))
-    karpathy, coco = [], {"train": ([], []), "val": ([], [])}
-    for number in range(images):
-        part = "train" if number < images * 2 // 3 else "val"
-        place, name = f"{part}2014", f"COCO_{part}2014_{number:012}.jpg"
-        texts = [" ".join(next(captions)).capitalize() + "." for _ in range(CAPTIONS_PER_IMAGE)]
-        coco[part][0].append({"file_name": name, "height": 480, "id": number})
-        coco[part][1].extend({"image_id": number, "caption": text} for text in texts)
-        left = images - number
-        split = "test" if left <= held_out else "val" if left <= 2 * held_out else "restval"
-        split = "train" if part == "train" and split == "restval" else split
-        sentences = [{"tokens": text.lower().strip(".").split(), "raw": text} for text in texts]
-        entry = {"filepath": place, "filename": name, "imgid": number, "split": split}
-        karpathy.append({**entry, "sentences": sentences, "cocoid": number})
-        (folder / place).mkdir(parents=True, exist_ok=True)
-        (folder / place / name).touch()
-    (folder / "annotations").mkdir()
-    for part, (described, annotations) in coco.items():
-        content = json.dumps({"images": described, "annotations": annotations})
-        (folder / "annotations" / f"captions_{part}2014.json").write_text(content)
-    (folder / "dataset_coco.json").write_text(json.dumps({"images": karpathy, "dataset": "coco"}))
-    return folder
+    splits = ["train"] * (images - 2 * held_out) + ["val"] * held_out + ["test"] * held_out
+    (folder / "val2014").mkdir(parents=True)
+    entries = []
+    for number, split in enumerate(splits):
+        name = f"COCO_val2014_{number:012}.jpg"
+        (folder / "val2014" / name).touch()
+        tokens = [next(captions) for _ in range(CAPTIONS_PER_IMAGE)]
+        sentences = [{"tokens": t, "raw": " ".join(t).capitalize() + "."} for t in tokens]
+        entry = {"filepath": "val2014", "filename": name, "imgid": number, "split": split}
+        entries.append({**entry, "sentences": sentences})
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": entries}))
 
 
 # --- jobs, each in its own process ----------------------------------------------------------------
@@ -77,16 +70,6 @@ def write_coco(folder: Path, images: int) -> Path:
 
 def preparing(folder: Path, images: int, fasttext: bool) -> dict:
     """What caption_extraction.ipynb does; CPU seconds of its parts."""
-    from captioning.datasets import read_dataset
-    from captioning.embeddings import (
-        WordVectors,
-        embedding_matrix,
-        train_fasttext,
-        training_epochs,
-    )
-    from captioning.prepared import Prepared, write_captions, write_embeddings
-    from captioning.vocabulary import SPECIALS, Vocabulary, tokenize
-
     seconds, started = {}, time.process_time()
 
     def lap(name: str) -> None:
@@ -113,55 +96,31 @@ def preparing(folder: Path, images: int, fasttext: bool) -> dict:
     write_captions(prepared, data, vocabulary, 30, {})
     write_embeddings(prepared, embedding_matrix(vocabulary, vectors), "drawn")
     lap("writing")
-    Prepared(prepared).tokens("train")
-    lap("reading back")
-    return {
-        "captions": sum(map(len, tokens.values())),
-        "words": len(vocabulary),
-        "seconds": seconds,
-        "total": round(sum(seconds.values()), 1),
-        "peak, MB": round(memory.status_mb("VmHWM")),
-    }
+    facts = {"captions": sum(map(len, tokens.values())), "words": len(vocabulary)}
+    return facts | {"CPU seconds": seconds, "peak, MB": round(memory.status_mb("VmHWM"))}
 
 
 def training(folder: Path, attention: str) -> dict:
-    """Captions per second of training steps, and the time to draw the batches of an epoch."""
+    """Captions per second of training steps."""
     from tests.benchmarks.synthetic import Training
 
     run = Training(folder, attention)
-    started = time.perf_counter()
-    run.split.batches(run.config.batch_size, (0, 1))
-    drawing = time.perf_counter() - started
-    batches = run.batches()
-    for batch in itertools.islice(batches, WARM_UP):
-        run.step(batch)
-    timed = list(itertools.islice(batches, STEPS))
-    started = time.perf_counter()
-    for batch in timed:
-        run.step(batch)
-    seconds = time.perf_counter() - started
-    captions = sum(int((batch.words[..., 0] != 0).sum()) for batch in timed)
-    return {
-        "captions": run.split.caption_count,
-        "captions per second": round(captions / seconds),
-        "seconds to draw batches": round(drawing, 2),
-    }
+    run.train(WARM_UP)
+    speed = round(run.train(STEPS))
+    return {"captions": run.split.caption_count, "captions per second": speed}
 
 
 def in_new_process(job, *arguments) -> dict:
-    """Run a job in its own process and return its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(job, *arguments).result()
 
 
-def measure(images: int, parts: list[str], folder: Path) -> list[dict]:
-    """All jobs at one size."""
-    found = []
+def measure(images: int, parts: list[str], folder: Path) -> Iterator[dict]:
     if "preparing" in parts:
         write_coco(folder / f"coco-{images}", images)
         for fasttext in (False, True):
             facts = in_new_process(preparing, folder, images, fasttext)
-            found.append({"part": "preparing", "images": images, "fasttext": fasttext, **facts})
+            yield {"part": "preparing", "images": images, "fasttext": fasttext, **facts}
     if "training" in parts:
         from tests.benchmarks import synthetic
 
@@ -169,12 +128,10 @@ def measure(images: int, parts: list[str], folder: Path) -> list[dict]:
         for attention in ("none", "grid"):
             facts = in_new_process(training, place, attention)
             facts["peak, MB"] = round(memory.peak("training", place, attention, STEPS))
-            found.append({"part": "training", "images": images, "attention": attention, **facts})
-    return found
+            yield {"part": "training", "images": images, "attention": attention, **facts}
 
 
 def main() -> None:
-    """Measure each size; one JSON object per line."""
     parts = ("preparing", "training")
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
     parser.add_argument("--images", type=int, nargs="+", default=SIZES)

@@ -8,6 +8,7 @@ searches do realistic work.
 
 import itertools
 import string
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 import train
-from captioning.batches import Batch, Split
+from captioning.batches import CAPTIONS_PER_IMAGE, Batch, Split
 from captioning.checkpoint import Checkpoint, feature_shape
 from captioning.config import Config
 from captioning.datasets import CaptionDataset
@@ -27,7 +28,6 @@ from captioning.steps import OneDevice, Steps
 from captioning.vocabulary import SPECIALS, Vocabulary
 
 WORDS = 2540  # specials included; Flickr8k's words that occur five times
-CAPTIONS_PER_IMAGE = 5
 MEAN_LENGTH, LENGTH_DEVIATION = 10.8, 3.75  # words per caption; Flickr8k's training captions
 SHORTEST, LONGEST = 2, 30
 EMBEDDING_SIZE = 300
@@ -106,10 +106,9 @@ def _write_features(prepared: Path, names: list[str], encoder: dict, lengths, rn
 
 
 class Training:
-    """The default model on a folder of `write_prepared`, ready for single training steps."""
+    """The default model on a folder of `write_prepared`, ready to train for some steps."""
 
     def __init__(self, folder: Path, attention: str, **settings):
-        """Build the model; `settings` are those of `Config`."""
         self.config = Config(attention=attention, max_words=LONGEST, **settings)
         prepared, caches = Prepared(folder), open_caches(folder)
         shape = feature_shape(caches[0].encoder, attention)
@@ -118,29 +117,31 @@ class Training:
         self.steps = Steps(self.model, self.config, OneDevice())
         self.checkpoint = Checkpoint(self.model, prepared.vocabulary, caches[0].encoder, {})
 
-    def batches(self) -> Iterator[Batch]:
-        """The batches of all epochs, without end."""
+        # the mean number of words to predict, END included
+        self.words_per_caption = len(self.split.tokens.ids) / len(self.split.tokens) - 1
+        self._batches = self._draw_batches()
+
+    def train(self, steps: int) -> float:
+        """Train for some steps, features read from disk; captions of the mean length per second."""
+        batches = list(itertools.islice(self._batches, steps))
+        words, started = 0.0, time.perf_counter()
+        for batch in batches:
+            features = self.split.features(batch.images, batch.mirrored)
+            words += float(self.steps.train(features, batch.words)[1])
+        return words / self.words_per_caption / (time.perf_counter() - started)
+
+    def _draw_batches(self) -> Iterator[Batch]:
         for epoch in itertools.count(1):
             yield from self.split.batches(self.config.batch_size, (self.config.seed, epoch))
 
-    def step(self, batch: Batch) -> float:
-        """Read the features of a batch and train on it; the number of words predicted."""
-        features = self.split.features(batch.images, batch.mirrored)
-        return float(self.steps.train(features, batch.words)[1])
-
 
 def write_photographs(folder: Path, sources: list[Path], count: int) -> list[Path]:
-    """JPEGs of Flickr8k's size, 500 x 375, quality 90: crops of the photographs `sources`."""
-    rng = np.random.default_rng(0)
+    """Copies of the photographs `sources` of Flickr8k's size: JPEG, 500 x 375, quality 90."""
     folder.mkdir(parents=True)
-    pictures = [Image.open(source).convert("RGB") for source in sources]
+    pictures = [Image.open(source).convert("RGB").resize((500, 375)) for source in sources]
     paths = [folder / f"{number:05}.jpg" for number in range(count)]
-    for number, path in enumerate(paths):
-        picture = pictures[number % len(pictures)]
-        left, top = (int(rng.integers(side // 4)) for side in picture.size)
-        width, height = (side * 3 // 4 for side in picture.size)
-        crop = picture.crop((left, top, left + width, top + height))
-        crop.resize((500, 375)).save(path, quality=90)
+    for path, picture in zip(paths, itertools.cycle(pictures), strict=False):
+        picture.save(path, quality=90)
     return paths
 
 

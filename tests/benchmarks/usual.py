@@ -20,8 +20,8 @@ from captioning.model import MergeDecoder
 from captioning.vocabulary import END, PAD, START, UNKNOWN
 
 
-def prefix_model(source: MergeDecoder, longest: int) -> keras.Model:
-    """A Keras model with the layers and weights of `source`, whose RNN is a GRU.
+def prefix_model(source: MergeDecoder, longest: int, optimizer="sgd") -> keras.Model:
+    """A Keras model with the layers, weights and loss of `source`, whose RNN is a GRU.
 
     Word ids (B, L), padded in front, and features (B, C) or (B, P, C) -> logits of the next word
     (B, V).
@@ -50,6 +50,9 @@ def prefix_model(source: MergeDecoder, longest: int) -> keras.Model:
     for layer in model.layers:
         if layer.weights:
             layer.set_weights(getattr(source, layer.name).get_weights())
+    smoothing = config.label_smoothing
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing)
+    model.compile(optimizer, loss)
     return model
 
 
@@ -86,12 +89,6 @@ def expand(captions: list[np.ndarray], longest: int) -> tuple[np.ndarray, np.nda
     targets = np.concatenate([caption[1:] for caption in captions])
     owners = np.repeat(np.arange(len(captions)), [len(caption) - 1 for caption in captions])
     return pad_prefixes(prefixes, longest), targets, owners
-
-
-def compile_model(model: keras.Model, optimizer, label_smoothing: float) -> None:
-    """Prepare a prefix model for `train_on_batch`, with the loss of the project's training."""
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
-    model.compile(optimizer, loss)
 
 
 def train_on_prefixes(model: keras.Model, words, features, targets) -> float:
