@@ -77,7 +77,7 @@ def test_names_and_files_that_do_not_exist(tmp_path):
         load_encoder(tmp_path / "a.keras")
     with pytest.raises(InputError, match=r"a\.h5: cannot load the weights of resnet50"):
         load_encoder("resnet50", weights=tmp_path / "a.h5")
-    with pytest.raises(InputError, match=f"not with {BUNDLED}"):
+    with pytest.raises(InputError, match=f"not for {BUNDLED}"):
         load_encoder(BUNDLED, weights=tmp_path / "a.h5")
 
 

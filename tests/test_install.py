@@ -1,4 +1,4 @@
-"""The project as others install it: a wheel that carries its models, and two commands."""
+"""The project as others install it: a wheel that carries its models, and three commands."""
 
 import os
 import re
@@ -15,7 +15,6 @@ import pytest
 from packaging.requirements import Requirement
 
 import captioning
-from captioning import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -76,12 +75,12 @@ def test_the_wheel_carries_the_program_and_its_models(wheel):
     for name in (
         "train.py",
         "test.py",
-        "data/encoders/efficientnet_lite2.keras",
+        "data/encoders/efficientnet_lite2.safetensors",
         "data/encoders/LICENSE",
-        "data/pretrained/captioner.keras",
+        "data/pretrained/captioner.safetensors",
     ):
         assert held[f"captioning/shipped/{name}"].file_size == (ROOT / name).stat().st_size
-    assert "captioning/report_template.html" in held
+    assert "captioning/extras/report.html" in held
     assert wheel.stat().st_size < 40e6
 
 
@@ -98,7 +97,7 @@ def test_the_wheel_says_what_it_needs(wheel):
         (name,) = (name for name in archive.namelist() if name.endswith("dist-info/METADATA"))
         metadata = BytesParser().parsebytes(archive.read(name))
     assert (metadata["Name"], metadata["Version"]) == ("captioning", captioning.__version__)
-    assert metadata.get_all("Provides-Extra") == ["gpu", "web"]
+    assert metadata.get_all("Provides-Extra") == ["gpu"]
 
 
 def test_the_requirements_are_those_that_are_tested():
@@ -122,30 +121,17 @@ def test_an_installation_captions_from_any_folder(wheel, make_environment, tmp_p
     programs = make_environment()
     run(*PIP, "--python", programs / "python", "install", *OFFLINE, wheel)
     picture = ROOT / "images" / "cat.jpg"
-    out = run(programs / "caption", "--image", picture, cwd=tmp_path)
-    assert re.fullmatch(re.escape(str(picture)) + r": \w+( \w+){2,}\n", out)
+    out = run(programs / "caption", picture, cwd=tmp_path)
+    assert re.search(r"\w+( \w+){2,}", out)
     usage = run(programs / "caption-train", "--help", cwd=tmp_path)
-    assert usage.startswith("usage: caption-train ")
-    told = run(programs / "python", "-m", "captioning", cwd=tmp_path)
-    assert told.startswith(f"captioning {captioning.__version__}")
-    assert {"caption ", "caption-train "} <= set(re.findall(r"^  ([a-z-]+ )", told, re.MULTILINE))
+    assert usage.startswith("usage: ")
+    told = run(programs / "python", "-m", "captioning", "--help", cwd=tmp_path)
+    assert {"caption", "train", "web"} <= set(re.findall(r"^ +([a-z]+) ", told, re.MULTILINE))
     told = run(programs / "python", "-m", "captioning", "photo.jpg", cwd=tmp_path, status=2)
-    assert re.fullmatch("error: .*photo.jpg; see python -m captioning --help\n", told)
+    assert "photo.jpg" in told.strip().splitlines()[-1]
     place = "import captioning; print(captioning.__file__)"
     assert str(ROOT) not in run(programs / "python", "-c", place, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("called", "again"),
-    [
-        ("/somewhere/bin/caption-train", "caption-train --data 'a b' --resume"),
-        ("train.py", "python train.py --data 'a b' --resume"),
-    ],
-)
-def test_on_ctrl_c_the_command_is_told_as_it_was_called(monkeypatch, called, again):
-    monkeypatch.setattr(sys, "argv", [called, "--data", "a b"])
-    assert cli._again("--resume") == again
 
 
 def test_an_editable_installation_runs_the_repository(make_environment, tmp_path):
@@ -154,4 +140,4 @@ def test_an_editable_installation_runs_the_repository(make_environment, tmp_path
     place = "import captioning.files as f; print(f.__file__, f.shipped('test.py'))"
     found = run(programs / "python", "-c", place, cwd=tmp_path).split()
     assert found == [str(ROOT / "captioning" / "files.py"), str(ROOT / "test.py")]
-    assert run(programs / "caption", "--help", cwd=tmp_path).startswith("usage: caption ")
+    assert run(programs / "caption", "--help", cwd=tmp_path).startswith("usage: ")
