@@ -7,6 +7,7 @@ before a model of those sizes is built.
 """
 
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from captioning.vocabulary import Vocabulary
 
 VERSION = 2
 MOST_POSITIONS = 10_000  # in a grid of features
+MOST_PIXELS = 4096  # width and height of what the encoder sees
 GATES = {"gru": 3, "lstm": 4}  # matrices in the kernel of an RNN
 MISFIT = "its tensors are not the weights of its configuration"
 
@@ -61,6 +63,7 @@ class Checkpoint:
             config = Config.from_json(header["config"])
             vocabulary = Vocabulary.from_json(header["vocabulary"])
             encoder, facts = dict(header["encoder"]), dict(header["facts"])
+            _check_descriptions(encoder, facts)
             shape = feature_shape(encoder, config.attention)
             shapes = {name: tensor.shape for name, tensor in tensors.items()}
             _check_sizes(config, len(vocabulary), encoder["grid_shape"], shapes)
@@ -68,9 +71,9 @@ class Checkpoint:
             model = MergeDecoder(config, len(vocabulary), shape, size, dtype)
             if shapes != {_name(weight): weight.shape for weight in model.weights}:
                 raise ValueError(MISFIT)
-            if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-                raise ValueError("its weights hold NaN or infinity")
-        except (KeyError, TypeError, ValueError) as error:
+            if not all(t.dtype == np.float32 and np.isfinite(t).all() for t in tensors.values()):
+                raise ValueError("its weights are not float32, or hold NaN or infinity")
+        except (LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a checkpoint of train.py ({reason(error)})") from None
         for weight in model.weights:
             weight.assign(tensors[_name(weight)])
@@ -86,6 +89,16 @@ def feature_shape(encoder: dict, attention: str) -> tuple[int, ...]:
 def _name(weight) -> str:
     """The name of a weight's tensor: its path without that of the model."""
     return weight.path.partition("/")[2]
+
+
+def _check_descriptions(encoder: dict, facts: dict) -> None:
+    """Check what captioning and scoring read of the encoder's description and of the facts."""
+    name, size, fingerprint = encoder["name"], encoder["image_size"], encoder["fingerprint"]
+    is_text = isinstance(name, str) and isinstance(fingerprint, str) and name.isprintable()
+    if not is_text or type(size) is not int or not 0 < size <= MOST_PIXELS:
+        raise ValueError(f"its encoder is {encoder}")
+    if not all(re.fullmatch("[0-9a-f]{16}", hash_) for hash_ in facts.get("training pictures", [])):
+        raise ValueError("its training pictures are not hashes")
 
 
 def _check_sizes(config: Config, words: int, grid: list[int], shapes: dict) -> None:

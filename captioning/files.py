@@ -66,17 +66,25 @@ def _discard(*paths: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _discard_temporaries(folder: Path) -> None:
+    """Remove the temporary files of killed runs."""
+    _discard(*(path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)))
+
+
 def replace_together(files: dict[Path, bytes], stale: Iterable[Path] = ()) -> None:
     """Replace related files as a unit; the last one is the commit marker.
 
     All are written under temporary names first, so a full disk leaves the old files as they were.
     Then the old marker is removed, then the `stale` files, and the new files are renamed in the
-    order of `files`: a process that is killed in between leaves no marker.
+    order of `files`: a process that is killed in between leaves no marker. The caller holds the
+    lock, so temporary files beside them are of killed runs, and are removed.
     """
     temporaries = {path: _temporary(path) for path in files}
     try:
-        for path, data in files.items():
+        for path in files:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _discard_temporaries(path.parent)
+        for path, data in files.items():
             with temporaries[path].open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -110,7 +118,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
             raise write_error(folder, error) from error
         log(f"{folder}: this file system has no locks; do not start a second run in it")
     try:
-        _discard(*(path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)))
+        _discard_temporaries(folder)
         yield
     finally:
         lock.release()
@@ -199,7 +207,15 @@ def read_tensors(path: str | os.PathLike, made_by: str) -> tuple[dict, dict[str,
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except KeyError:
         raise InputError(f"{path}: not written by {made_by}") from None
-    except (OSError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+    # AttributeError: numbers that NumPy lacks, such as float8
+    except (
+        OSError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         raise InputError(
             f"{path}: damaged, or not written by {made_by} ({reason(error)})"
         ) from None
