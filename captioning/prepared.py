@@ -137,11 +137,11 @@ class Prepared:
 
     def images(self, split: str) -> list[str]:
         """The image names of `split`, in the order that features and tokens share."""
-        return [record["image"] for record in self._records(split)]
+        return [image for image, _ in self._records(split)]
 
     def references(self, split: str) -> list[list[str]]:
         """The captions of each image of `split` as they were written, aligned with `images`."""
-        return [record["captions"] for record in self._records(split)]
+        return [captions for _, captions in self._records(split)]
 
     def tokens(self, split: str) -> CaptionTokens:
         """The captions of `split` as word ids."""
@@ -150,11 +150,12 @@ class Prepared:
         self._check_vocabulary(path, header.get("vocabulary"))
         return CaptionTokens(**tensors)
 
-    def _records(self, split: str) -> list[dict]:
+    def _records(self, split: str) -> list[tuple[str, list[str]]]:
         path = self._split_files(split)[0]
         try:
-            records = list(map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1]))
-        except (OSError, ValueError) as error:
+            lines = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
+            records = [(record["image"], record["captions"]) for record in lines]
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise _unusable(path, reason(error)) from None
         if len(records) != self.splits[split]:
             raise _unusable(path, f"{len(records)} images, expected {self.splits[split]}")
