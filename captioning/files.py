@@ -23,6 +23,8 @@ from captioning.errors import InputError, log, reason
 
 HEADER = "captioning"  # the entry of a .safetensors file's metadata that holds our JSON
 TEMPORARY = re.compile(r"\..+\.captioning-\d+(\..+)?")  # names of temporary files
+# reading damaged tensors; AttributeError: of a type that NumPy lacks, such as float8
+DAMAGED = (OSError, AttributeError, TypeError, ValueError, RecursionError, SafetensorError)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, or the user's quota
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
 
@@ -207,15 +209,7 @@ def read_tensors(path: str | os.PathLike, made_by: str) -> tuple[dict, dict[str,
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except KeyError:
         raise InputError(f"{path}: not written by {made_by}") from None
-    # AttributeError: numbers that NumPy lacks, such as float8
-    except (
-        OSError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-        SafetensorError,
-    ) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{path}: damaged, or not written by {made_by} ({reason(error)})"
         ) from None

@@ -1,3 +1,6 @@
+"""The prepared folder: what one run wrote is what the next step reads, whatever happens."""
+
+import itertools
 import json
 import os
 import shutil
@@ -11,7 +14,7 @@ from captioning.datasets import CaptionDataset, read_dataset
 from captioning.embeddings import WordVectors, embedding_matrix
 from captioning.errors import InputError
 from captioning.prepared import Prepared, write_captions, write_embeddings
-from captioning.vocabulary import END, START, UNKNOWN, Vocabulary, find_tokenizer, tokenize
+from captioning.vocabulary import END, START, TOKENIZERS, Vocabulary, tokenize
 
 CAPTIONS = {
     "x.jpg": ["A dog runs .", "The dog's ball", "..."],
@@ -22,15 +25,7 @@ SPLITS = {"train": ["deep/y.jpg", "x.jpg"], "dev": ["z.jpg"]}
 
 
 def dataset(image_folder, splits=SPLITS):
-    return CaptionDataset(
-        layout="csv",
-        image_folder=image_folder,
-        captions=CAPTIONS,
-        splits=splits,
-        split_origin="drawn",
-        summary={"captions in capitals": 1},
-        problems=[],
-    )
+    return CaptionDataset("csv", image_folder, CAPTIONS, splits, "drawn", {"in capitals": 1}, [])
 
 
 def vocabulary(*splits):
@@ -59,38 +54,28 @@ def test_what_was_written_is_read(folder):
     assert prepared.splits == {"train": 2, "dev": 1}
     assert prepared.max_words == 30
     assert prepared.tokenizer == "words"
-    said = {"layout": "csv", "summary": {"captions in capitals": 1}, "parameters": {"min_count": 1}}
+    said = {"layout": "csv", "summary": {"in capitals": 1}, "parameters": {"min_count": 1}}
     assert said.items() <= prepared.description.items()
     assert prepared.vocabulary == vocabulary()
     for split, images in SPLITS.items():
         assert prepared.images(split) == images
         assert prepared.references(split) == [CAPTIONS[image] for image in images]
     np.testing.assert_array_equal(prepared.embeddings(), embedding(vocabulary()).matrix)
-    settings = json.loads((folder / "embeddings.json").read_text())
-    assert settings["source"] == "vectors.vec"
-    assert settings["coverage"]["found"] == len(vocabulary()) - 4
+    assert json.loads((folder / "embeddings.json").read_text())["source"] == "vectors.vec"
 
 
 def test_tokens_are_the_captions_in_split_order(folder):
-    prepared = Prepared(folder)
-    tokens = prepared.tokens("train")
-    assert (tokens.ids.dtype, tokens.offsets.dtype, tokens.images.dtype) == (
-        np.int32,
-        np.int64,
-        np.int32,
-    )
-    texts = [prepared.vocabulary.decode(tokens[index]) for index in range(len(tokens))]
-    # "..." holds no word and is left out.
+    prepared, tokens = Prepared(folder), Prepared(folder).tokens("train")
+    assert [array.dtype for array in vars(tokens).values()] == [np.int32, np.int64, np.int32]
+    texts = [prepared.vocabulary.decode(ids) for ids in tokens]  # "..." holds no word
     assert texts == ["a cat said hi", "half a pair", "a dog runs", "the dog's ball"]
     assert tokens.images.tolist() == [0, 0, 1, 1]
-    assert all(tokens[index][0] == START and tokens[index][-1] == END for index in range(4))
-    dev = prepared.tokens("dev")
-    assert prepared.vocabulary.decode(dev[0]) == "<unk> <unk> <unk>"
+    assert [(ids[0], ids[-1]) for ids in tokens] == [(START, END)] * 4
+    assert prepared.vocabulary.decode(prepared.tokens("dev")[0]) == "<unk> <unk> <unk>"
 
 
 def test_a_split_may_be_empty(tmp_path):
-    splits = {"train": SPLITS["train"], "test": []}
-    write_captions(tmp_path, dataset(tmp_path, splits), vocabulary(), 30, {})
+    write_captions(tmp_path, dataset(tmp_path, SPLITS | {"test": []}), vocabulary(), 30, {})
     prepared = Prepared(tmp_path)
     assert prepared.images("test") == prepared.references("test") == []
     assert len(prepared.tokens("test")) == 0
@@ -98,12 +83,18 @@ def test_a_split_may_be_empty(tmp_path):
 
 def test_the_folder_moves_with_its_images(tmp_path, folder):
     assert Prepared(folder).image_folder == (tmp_path / "images").resolve()
-    moved = tmp_path / "elsewhere"
-    moved.mkdir()
-    shutil.move(folder, moved / "prepared")
-    assert Prepared(moved / "prepared").image_folder == (moved / "images").resolve()
-    description = json.loads((moved / "prepared/prepared.json").read_text())
-    assert description["image_folder"] == "../images"
+    moved = shutil.move(folder, tmp_path / "elsewhere" / "prepared")
+    assert Prepared(moved).image_folder == (tmp_path / "elsewhere" / "images").resolve()
+    assert Prepared(moved).description["image_folder"] == "../images"
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_captions("~/prepared", dataset(tmp_path), vocabulary(), 30, {})
+    write_embeddings("~/prepared", embedding(vocabulary()), "vectors.vec")
+    assert len(Prepared("~/prepared").embeddings()) == len(vocabulary())
+    assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
 
 
 def test_an_unknown_split_names_the_known_ones(folder):
@@ -130,67 +121,74 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing may catch it."""
 
 
-@pytest.mark.parametrize(
-    ("owner", "function"), [(os, "fsync"), (Path, "replace"), (Path, "unlink")]
-)
-def test_killed_at_any_step_the_folder_is_old_or_new_or_unfinished(
-    folder, tmp_path, owner, function
-):
-    """Never a mixture: the second run keeps the words and changes the captions."""
-    original, other = getattr(owner, function), dataset(tmp_path, {"train": SPLITS["dev"]})
-    old, seen = [["train", "dev"], Prepared(folder).references("train")], set()
-    new = [["train"], [other.captions[image] for image in SPLITS["dev"]]]
-    for fatal in range(1, 50):
-        cut, count = tmp_path / f"cut{fatal}", 0
-        shutil.copytree(folder, cut)
+def killed_at(fatal, call):
+    """Whether `call` ends before its step number `fatal`: a flush, a rename or a removal."""
+    steps = itertools.count(1)
 
-        def counting(*arguments, fatal=fatal, **keywords):
-            nonlocal count
-            count += 1
-            if count == fatal:
+    def stopping(original):
+        def step(*arguments, **keywords):
+            if next(steps) == fatal:
                 raise Killed
             return original(*arguments, **keywords)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(owner, function, counting)
-            try:
-                write_captions(cut, other, vocabulary("train"), 30, {})
-                finished = True
-            except Killed:
-                finished = False
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1_000_000 + fatal)  # of a process that is gone
+        for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
+            patch.setattr(owner, name, stopping(getattr(owner, name)))
         try:
-            prepared = Prepared(cut)
+            call()
+        except Killed:
+            return True
+    return False
+
+
+def test_killed_at_any_step_the_folder_is_old_or_new_or_unfinished(folder, tmp_path):
+    """Never a mixture, though both runs have the same words: captions and vectors change."""
+
+    def write(target):
+        other = dataset(tmp_path, {"train": SPLITS["dev"]})
+        write_captions(target, other, vocabulary(), 12, {})
+        write_embeddings(target, embedding(vocabulary(), dimension=5), "other.vec")
+
+    def captions(prepared):
+        tokens = prepared.tokens("train")
+        texts = [prepared.vocabulary.decode(ids) for ids in tokens]
+        return repr((prepared.splits, prepared.max_words, prepared.references("train"), texts))
+
+    def part(target, read):
+        try:
+            return read(Prepared(target))
         except InputError as error:
             assert "caption_extraction.ipynb" in str(error)
-            seen.add("unfinished")
-        else:
-            found = [list(prepared.splits), prepared.references("train")]
-            assert found in (old, new)
-            assert len(prepared.tokens("train")) > 0
-            seen.add("old" if found == old else "new")
-        write_captions(cut, other, vocabulary("train"), 30, {})  # the next run is not in its way
-        assert Prepared(cut).references("train") == new[1]
+            return "unfinished"
+
+    def found(target):
+        return part(target, captions), part(target, lambda prepared: prepared.embeddings().shape)
+
+    old, seen, fatal = found(folder), set(), itertools.count(1)
+    write(shutil.copytree(folder, tmp_path / "new"))
+    new = found(tmp_path / "new")
+    killed, cut = True, tmp_path / "cut"
+    while killed:
+        shutil.rmtree(cut, ignore_errors=True)
+        shutil.copytree(folder, cut)
+        killed = killed_at(next(fatal), lambda: write(cut))
+        seen.add(found(cut))
+        write(cut)  # the next run is not in its way
+        assert found(cut) == new
         assert not [path for path in cut.rglob("*") if "captioning-" in path.name]
-        if finished:
-            break
-    assert finished
-    assert "new" in seen
-    assert seen & {"old", "unfinished"}
+    between = (("unfinished", "unfinished"), (new[0], old[1]), (new[0], "unfinished"))
+    assert seen == {old, *between, new}
 
 
 def test_pieces_of_two_runs_are_not_mixed(folder, tmp_path):
-    other = tmp_path / "other"
-    write_captions(other, dataset(tmp_path), vocabulary("dev"), 30, {})
-    for piece, read in [
-        ("vocabulary.json", lambda: Prepared(folder).vocabulary),
-        ("tokens/train.safetensors", lambda: Prepared(folder).tokens("train")),
-    ]:
-        shutil.copy(folder / piece, tmp_path / "kept")
-        shutil.copy(other / piece, folder / piece)
+    write_captions(tmp_path / "other", dataset(tmp_path), vocabulary("dev"), 30, {})
+    for piece in ("vocabulary.json", "tokens/train.safetensors"):
+        shutil.copy(tmp_path / "other" / piece, folder / piece)
         with pytest.raises(InputError, match=f"{piece}.*made with another vocabulary"):
-            read()
-        shutil.copy(tmp_path / "kept", folder / piece)
-        read()
+            READERS[piece](Prepared(folder))
 
 
 READERS = {
@@ -209,10 +207,11 @@ def test_missing_and_damaged_pieces_are_named_with_their_writer(folder, piece):
     (folder / piece).unlink()
     with pytest.raises(InputError, match=rf"(?i){piece}: .*no such file.*caption_extraction"):
         READERS[piece](Prepared(folder))
-    for damage in [b"", b"\xff garbage", whole[: len(whole) // 2]]:
+    for damage in [b"", b"\xff garbage", whole[: len(whole) // 2], b"null\nnull\n", b"[]"]:
         (folder / piece).write_bytes(damage)
-        with pytest.raises(InputError, match=rf"{piece}.*caption_extraction\.ipynb"):
+        with pytest.raises(InputError, match=rf"{piece}.*caption_extraction\.ipynb") as error:
             READERS[piece](Prepared(folder))
+        assert len(str(error.value).splitlines()) == 1
 
 
 def test_files_of_others_stay(tmp_path):
@@ -235,27 +234,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         write_captions(tmp_path / "file", dataset(Path("images")), vocabulary(), 30, {})
 
 
-# ---- languages ----------------------------------------------------------------------------------
-
 LANGUAGES = {
-    # what it is: (tokeniser, captions, the words of the first)
-    "French, composed": (
-        "words",
-        ["L'été, un garçon dévale la forêt.", "Une fille à l'école"],
-        ["l'été", "un", "garçon", "dévale", "la", "forêt"],
-    ),
-    "Vietnamese": (
-        "words",
-        ["Một con chó chạy trên bãi cỏ.", "Hai người đàn ông"],
-        ["một", "con", "chó", "chạy", "trên", "bãi", "cỏ"],
-    ),
-    "Chinese": ("characters", ["一只狗在草地上跑。", "两个人"], list("一只狗在草地上跑")),
-    "Thai": ("characters", ["หมาวิ่ง", "แมว"], list("หมาวิ่ง")),
-    "Chinese, cut by another program": (
-        "words",
-        ["一只 狗 在 跑 。", "人"],
-        ["一只", "狗", "在", "跑"],
-    ),
+    # what it is: (tokenizer, caption, its words)
+    "French": ("words", "L'été, un garçon dévale.", "l'été un garçon dévale"),
+    "Vietnamese": ("words", "Một con chó chạy trên bãi cỏ.", "một con chó chạy trên bãi cỏ"),
+    "Chinese": ("characters", "一只狗在草地上跑。", " ".join("一只狗在草地上跑")),
+    "Thai": ("characters", "หมาวิ่ง", " ".join("หมาวิ่ง")),
+    "Chinese, cut by another program": ("words", "一只 狗 在 跑 。", "一只 狗 在 跑"),
 }
 
 
@@ -263,20 +248,16 @@ LANGUAGES = {
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_captions_of_other_languages(tmp_path, language, form):
     """From the caption file to ids and back, however the accents are written."""
-    name, captions, words = LANGUAGES[language]
-    written = [unicodedata.normalize(form, caption) for caption in captions]
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "a.jpg").touch()
-    rows = [json.dumps({"image": "a.jpg", "caption": caption}) for caption in written]
-    (data / "captions.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    read = read_dataset(data)
-    tokens = [find_tokenizer(name)(caption) for caption in read.captions["a.jpg"]]
+    name, caption, words = LANGUAGES[language]
+    caption = unicodedata.normalize(form, caption)
+    (tmp_path / "a.jpg").touch()
+    row = json.dumps({"image": "a.jpg", "caption": caption})
+    (tmp_path / "captions.jsonl").write_text(row, encoding="utf-8")
+    tokens = [TOKENIZERS[name](caption)]
     built = Vocabulary.from_captions(tokens, min_count=1, tokenizer=name)
-    write_captions(tmp_path / "prepared", read, built, 30, {})
+    write_captions(tmp_path / "prepared", read_dataset(tmp_path), built, 30, {})
     prepared = Prepared(tmp_path / "prepared")
-    assert prepared.references("train") == [written]
+    assert prepared.references("train") == [[caption]]
     ids = prepared.tokens("train")[0]
-    assert UNKNOWN not in ids
-    assert [prepared.vocabulary.words[index] for index in ids[1:-1]] == words
-    assert prepared.vocabulary.decode(ids) == ("" if name == "characters" else " ").join(words)
+    assert prepared.vocabulary.words_of(ids) == words.split()
+    assert prepared.vocabulary.decode(ids) == prepared.vocabulary.join(words.split())
