@@ -1,10 +1,12 @@
 """The prepared folder: what one run wrote is what the next step reads, whatever happens."""
 
+import contextlib
 import itertools
 import json
 import os
 import shutil
 import unicodedata
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +27,16 @@ SPLITS = {"train": ["deep/y.jpg", "x.jpg"], "dev": ["z.jpg"]}
 
 
 def dataset(image_folder, splits=SPLITS):
-    return CaptionDataset("csv", image_folder, CAPTIONS, splits, "drawn", {"in capitals": 1}, [])
+    return CaptionDataset("csv", image_folder, CAPTIONS, splits, "drawn", {"copies": 1}, [])
 
 
-def vocabulary(*splits):
-    images = [image for split in splits or ["train"] for image in SPLITS[split]]
-    captions = [tokenize(caption) for image in images for caption in CAPTIONS[image]]
+def vocabulary(split="train"):
+    captions = [tokenize(caption) for image in SPLITS[split] for caption in CAPTIONS[image]]
     return Vocabulary.from_captions(captions, min_count=1)
 
 
 def embedding(built, dimension=3):
-    words = built.words[4:]
-    vectors = {word: np.full(dimension, len(word), np.float32) for word in words}
+    vectors = {word: np.full(dimension, len(word), np.float32) for word in built.words[4:]}
     return embedding_matrix(built, WordVectors(dimension, vectors))
 
 
@@ -50,12 +50,10 @@ def folder(tmp_path):
 
 def test_what_was_written_is_read(folder):
     prepared = Prepared(folder)
-    assert prepared.split_origin == "drawn"
-    assert prepared.splits == {"train": 2, "dev": 1}
-    assert prepared.max_words == 30
-    assert prepared.tokenizer == "words"
-    said = {"layout": "csv", "summary": {"in capitals": 1}, "parameters": {"min_count": 1}}
-    assert said.items() <= prepared.description.items()
+    assert (prepared.split_origin, prepared.splits) == ("drawn", {"train": 2, "dev": 1})
+    assert (prepared.tokenizer, prepared.max_words) == ("words", 30)
+    assert prepared.description["summary"] == {"copies": 1}
+    assert prepared.description["parameters"] == {"min_count": 1}
     assert prepared.vocabulary == vocabulary()
     for split, images in SPLITS.items():
         assert prepared.images(split) == images
@@ -74,13 +72,6 @@ def test_tokens_are_the_captions_in_split_order(folder):
     assert prepared.vocabulary.decode(prepared.tokens("dev")[0]) == "<unk> <unk> <unk>"
 
 
-def test_a_split_may_be_empty(tmp_path):
-    write_captions(tmp_path, dataset(tmp_path, SPLITS | {"test": []}), vocabulary(), 30, {})
-    prepared = Prepared(tmp_path)
-    assert prepared.images("test") == prepared.references("test") == []
-    assert len(prepared.tokens("test")) == 0
-
-
 def test_the_folder_moves_with_its_images(tmp_path, folder):
     assert Prepared(folder).image_folder == (tmp_path / "images").resolve()
     moved = shutil.move(folder, tmp_path / "elsewhere" / "prepared")
@@ -88,60 +79,43 @@ def test_the_folder_moves_with_its_images(tmp_path, folder):
     assert Prepared(moved).description["image_folder"] == "../images"
 
 
-def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder_and_a_split_may_be_empty(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    write_captions("~/prepared", dataset(tmp_path), vocabulary(), 30, {})
+    splits = SPLITS | {"test": []}
+    write_captions("~/prepared", dataset(tmp_path, splits), vocabulary(), 30, {})
     write_embeddings("~/prepared", embedding(vocabulary()), "vectors.vec")
     assert len(Prepared("~/prepared").embeddings()) == len(vocabulary())
-    assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
+    prepared = Prepared(tmp_path / "prepared")
+    assert (prepared.references("test"), len(prepared.tokens("test"))) == ([], 0)
 
 
 def test_an_unknown_split_names_the_known_ones(folder):
-    for read in [Prepared(folder).images, Prepared(folder).references, Prepared(folder).tokens]:
+    for part in ("images", "references", "tokens"):
         with pytest.raises(InputError, match="no split 'test'; it has train, dev"):
-            read("test")
-
-
-def test_a_second_run_leaves_nothing_of_the_first(folder, tmp_path):
-    other = vocabulary("train", "dev")
-    write_captions(folder, dataset(tmp_path, {"dev": SPLITS["dev"]}), other, 30, {})
-    prepared = Prepared(folder)
-    assert prepared.vocabulary == other
-    assert prepared.splits == {"dev": 1}
-    assert [file.name for file in (folder / "captions").iterdir()] == ["dev.jsonl"]
-    assert [file.name for file in (folder / "tokens").iterdir()] == ["dev.safetensors"]
-    with pytest.raises(InputError, match=r"embeddings\.npy.*made with another vocabulary"):
-        prepared.embeddings()
-    write_embeddings(folder, embedding(other), "vectors.vec")
-    assert len(prepared.embeddings()) == len(other)
+            getattr(Prepared(folder), part)("test")
 
 
 class Killed(BaseException):
     """Stands for the end of the process: nothing may catch it."""
 
 
-def killed_at(fatal, call):
-    """Whether `call` ends before its step number `fatal`: a flush, a rename or a removal."""
+def is_killed(fatal, call):
+    """Whether `call` gets as far as step number `fatal` (a flush, rename or removal), and dies."""
     steps = itertools.count(1)
 
-    def stopping(original):
-        def step(*arguments, **keywords):
-            if next(steps) == fatal:
-                raise Killed
-            return original(*arguments, **keywords)
+    def step(original, *arguments, **keywords):
+        if next(steps) == fatal:
+            raise Killed
+        return original(*arguments, **keywords)
 
-        return step
-
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
         patch.setattr(os, "getpid", lambda: 1_000_000 + fatal)  # of a process that is gone
         for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
-            patch.setattr(owner, name, stopping(getattr(owner, name)))
-        try:
-            call()
-        except Killed:
-            return True
-    return False
+            original = getattr(owner, name)
+            patch.setattr(owner, name, lambda *a, of=original, **k: step(of, *a, **k))
+        call()
+        return False
+    return True
 
 
 def test_killed_at_any_step_the_folder_is_old_or_new_or_unfinished(folder, tmp_path):
@@ -153,8 +127,7 @@ def test_killed_at_any_step_the_folder_is_old_or_new_or_unfinished(folder, tmp_p
         write_embeddings(target, embedding(vocabulary(), dimension=5), "other.vec")
 
     def captions(prepared):
-        tokens = prepared.tokens("train")
-        texts = [prepared.vocabulary.decode(ids) for ids in tokens]
+        texts = [prepared.vocabulary.decode(ids) for ids in prepared.tokens("train")]
         return repr((prepared.splits, prepared.max_words, prepared.references("train"), texts))
 
     def part(target, read):
@@ -165,30 +138,21 @@ def test_killed_at_any_step_the_folder_is_old_or_new_or_unfinished(folder, tmp_p
             return "unfinished"
 
     def found(target):
-        return part(target, captions), part(target, lambda prepared: prepared.embeddings().shape)
+        return part(target, captions), part(target, lambda prepared: prepared.embeddings().size)
 
-    old, seen, fatal = found(folder), set(), itertools.count(1)
+    old, seen, killed, fatal = found(folder), set(), True, itertools.count(1)
     write(shutil.copytree(folder, tmp_path / "new"))
     new = found(tmp_path / "new")
-    killed, cut = True, tmp_path / "cut"
     while killed:
-        shutil.rmtree(cut, ignore_errors=True)
-        shutil.copytree(folder, cut)
-        killed = killed_at(next(fatal), lambda: write(cut))
+        cut = shutil.copytree(folder, tmp_path / "cut")
+        killed = is_killed(next(fatal), partial(write, cut))
         seen.add(found(cut))
         write(cut)  # the next run is not in its way
         assert found(cut) == new
-        assert not [path for path in cut.rglob("*") if "captioning-" in path.name]
+        assert not list(cut.rglob("*captioning-*"))
+        shutil.rmtree(cut)
     between = (("unfinished", "unfinished"), (new[0], old[1]), (new[0], "unfinished"))
     assert seen == {old, *between, new}
-
-
-def test_pieces_of_two_runs_are_not_mixed(folder, tmp_path):
-    write_captions(tmp_path / "other", dataset(tmp_path), vocabulary("dev"), 30, {})
-    for piece in ("vocabulary.json", "tokens/train.safetensors"):
-        shutil.copy(tmp_path / "other" / piece, folder / piece)
-        with pytest.raises(InputError, match=f"{piece}.*made with another vocabulary"):
-            READERS[piece](Prepared(folder))
 
 
 READERS = {
@@ -196,9 +160,20 @@ READERS = {
     "vocabulary.json": lambda prepared: prepared.vocabulary,
     "captions/train.jsonl": lambda prepared: prepared.references("train"),
     "tokens/train.safetensors": lambda prepared: prepared.tokens("train"),
-    "embeddings.npy": lambda prepared: prepared.embeddings(),
-    "embeddings.json": lambda prepared: prepared.embeddings(),
+    "embeddings.npy": Prepared.embeddings,
+    "embeddings.json": Prepared.embeddings,
 }
+
+
+def test_pieces_of_two_runs_are_not_mixed(folder, tmp_path):
+    old = shutil.copytree(folder, tmp_path / "old")
+    write_captions(folder, dataset(tmp_path), vocabulary("dev"), 30, {})
+    for piece in ("embeddings.npy", "vocabulary.json", "tokens/train.safetensors"):
+        shutil.copy(old / piece, folder / piece)
+        with pytest.raises(InputError, match=f"{piece}.*made with another vocabulary"):
+            READERS[piece](Prepared(folder))
+    write_embeddings(folder, embedding(vocabulary("dev")), "vectors.vec")
+    assert len(Prepared(folder).embeddings()) == len(vocabulary("dev"))
 
 
 @pytest.mark.parametrize("piece", READERS)
@@ -214,50 +189,42 @@ def test_missing_and_damaged_pieces_are_named_with_their_writer(folder, piece):
         assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_file_in_the_way_is_named(folder, tmp_path):
+    with pytest.raises(InputError, match=r"prepared\.json.*a file where a folder is expected"):
+        write_captions(folder / "prepared.json", dataset(tmp_path), vocabulary(), 30, {})
+
+
 def test_files_of_others_stay(tmp_path):
     """A prepared folder that is also a folder of pictures: nothing in it is deleted."""
     foreign = ["captions/mine.jsonl", "tokens/mine.npz", ".env.tmpl", ".a.b.tmp/c", "x.jpg"]
-    for name in foreign:
-        path = tmp_path / name
+    for path in map(tmp_path.joinpath, foreign):
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     for splits in (SPLITS, {"train": SPLITS["train"]}):
         write_captions(tmp_path, dataset(tmp_path, splits), vocabulary(), 30, {})
         write_embeddings(tmp_path, embedding(vocabulary()), "vectors.vec")
     assert all((tmp_path / name).read_text() == "mine" for name in foreign)
-    assert not (tmp_path / "captions/dev.jsonl").exists()
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match=r"file.*a file where a folder is expected"):
-        write_captions(tmp_path / "file", dataset(Path("images")), vocabulary(), 30, {})
-
-
-LANGUAGES = {
-    # what it is: (tokenizer, caption, its words)
-    "French": ("words", "L'été, un garçon dévale.", "l'été un garçon dévale"),
-    "Vietnamese": ("words", "Một con chó chạy trên bãi cỏ.", "một con chó chạy trên bãi cỏ"),
-    "Chinese": ("characters", "一只狗在草地上跑。", " ".join("一只狗在草地上跑")),
-    "Thai": ("characters", "หมาวิ่ง", " ".join("หมาวิ่ง")),
-    "Chinese, cut by another program": ("words", "一只 狗 在 跑 。", "一只 狗 在 跑"),
-}
+    assert not list(tmp_path.glob("*/dev.*"))  # of the first run
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_captions_of_other_languages(tmp_path, language, form):
+@pytest.mark.parametrize(
+    ("name", "caption", "words"),
+    [
+        ("words", "Một con chó chạy trên bãi cỏ.", "một con chó chạy trên bãi cỏ"),
+        ("words", "一只 狗 在 跑 。", "一只 狗 在 跑"),
+        ("characters", "一只狗在草地上跑。", " ".join("一只狗在草地上跑")),
+        ("characters", "หมาวิ่ง", " ".join("หมาวิ่ง")),
+    ],
+)
+def test_captions_of_other_languages(tmp_path, name, caption, words, form):
     """From the caption file to ids and back, however the accents are written."""
-    name, caption, words = LANGUAGES[language]
     caption = unicodedata.normalize(form, caption)
     (tmp_path / "a.jpg").touch()
     row = json.dumps({"image": "a.jpg", "caption": caption})
     (tmp_path / "captions.jsonl").write_text(row, encoding="utf-8")
-    tokens = [TOKENIZERS[name](caption)]
-    built = Vocabulary.from_captions(tokens, min_count=1, tokenizer=name)
+    built = Vocabulary.from_captions([TOKENIZERS[name](caption)], 1, tokenizer=name)
     write_captions(tmp_path / "prepared", read_dataset(tmp_path), built, 30, {})
     prepared = Prepared(tmp_path / "prepared")
     assert prepared.references("train") == [[caption]]
-    ids = prepared.tokens("train")[0]
-    assert prepared.vocabulary.words_of(ids) == words.split()
-    assert prepared.vocabulary.decode(ids) == prepared.vocabulary.join(words.split())
+    assert prepared.vocabulary.words_of(prepared.tokens("train")[0]) == words.split()
