@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_features import PatchMeans, contents, extract, picture
-from test_scripts import EPOCH, one_line, train
+from test_scripts import EPOCH, train
 
 from captioning.checkpoint import Checkpoint
 from captioning.datasets import read_dataset
@@ -245,7 +245,7 @@ def test_ctrl_c_in_training_and_a_second_run(process, script, tiny_prepared, tmp
         assert EPOCH.fullmatch(running.stdout.readline().rstrip("\n"))
         status, out, err = script(*train(tiny_prepared, folder))
         assert (status, out) == (2, "")
-        assert f"{folder}: in use by another run" in one_line(err)
+        assert f"{folder}: in use by another run" in err
     _, err = interrupt(running)
     stopped = "stopped; the completed epochs are saved: run the same command with --resume"
     assert err.splitlines()[-1] == stopped
