@@ -88,7 +88,7 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
         texts = [caption.text for _, caption in captions]
         pictures = [load_thumbnail(path, PICTURE_SIZE) for path, _ in captions]
         if options.attention:
-            features = captioner.encode([load_image(paths[0], captioner.encoder.image_size)])
+            features = captioner.encode([load_image(paths[0], captioner.image_size)])
             maps = captioner.attention(features, texts)
             save_attention(options.save, pictures[0], texts[0], maps[0])
         else:

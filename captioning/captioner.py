@@ -1,12 +1,7 @@
 """A checkpoint, ready to caption photographs and cached features."""
 
-import argparse
-import dataclasses
-import itertools
-import json
-import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,55 +9,21 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from captioning.captions import Caption, PhotoCaptioner, batched
 from captioning.checkpoint import Checkpoint
-from captioning.config import BEAM_WIDTH, LENGTH_PENALTY, MAX_LENGTH_PENALTY
+from captioning.config import LENGTH_PENALTY, MAX_LENGTH_PENALTY
 from captioning.decoding import beam_search, decode_greedily
 from captioning.encoders import WEIGHT_SUFFIXES, Encoder, encoder_label, load_encoder
-from captioning.errors import InputError, log
+from captioning.errors import InputError
 from captioning.features import FeatureCache
 from captioning.files import shipped
-from captioning.images import Photograph, load_image
 from captioning.vocabulary import END, TOKENIZERS
 
 PRETRAINED = shipped("data/pretrained/captioner.safetensors")
-DECODED_AT_ONCE, OPENED_AT_ONCE = 100, 16  # images
+DECODED_AT_ONCE = 100  # images
 
 
-@dataclasses.dataclass(frozen=True)
-class Caption:
-    """A caption, and how sure the model was.
-
-    Attributes:
-        text: the caption, in lower case.
-        words: its words.
-        probabilities: of each word given those before it, and of the end: one more than words.
-    """
-
-    text: str
-    words: tuple[str, ...]
-    probabilities: tuple[float, ...]
-
-    @property
-    def log_probability(self) -> float:
-        """Natural logarithm of the probability of the whole caption, its end included."""
-        return sum(math.log(max(p, 1e-300)) for p in self.probabilities)
-
-    @property
-    def confidence(self) -> float:
-        """The geometric mean of the probabilities."""
-        return math.exp(self.log_probability / len(self.probabilities))
-
-    def line(self, path: Path, as_json: bool) -> str:
-        """The caption of a file, as one line of text or JSON."""
-        if as_json:
-            line = {"image": str(path), "caption": self.text}
-            line |= {"log_probability": self.log_probability, "confidence": self.confidence}
-            return json.dumps(line, ensure_ascii=False)
-        name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
-        return f"{name}: {self.text}"
-
-
-class Captioner:
+class Captioner(PhotoCaptioner):
     """A checkpoint, ready to caption.
 
     Args:
@@ -76,6 +37,7 @@ class Captioner:
         self.checkpoint, self.model = checkpoint, checkpoint.model
         self.vocabulary = checkpoint.vocabulary
         self.has_attention = checkpoint.model.has_attention
+        self.image_size = checkpoint.encoder["image_size"]
         self._encoder_name = encoder
         self._searches = {}
 
@@ -101,67 +63,12 @@ class Captioner:
             )
         return encoder
 
-    def caption(
-        self,
-        images: Photograph | Iterable[Photograph],
-        beam_width: int = BEAM_WIDTH,
-        length_penalty: float = LENGTH_PENALTY,
-    ) -> str | list[str]:
-        """Caption one photograph (-> text) or several (-> list), or raise InputError.
-
-        Beam search keeps `beam_width` unfinished captions; 1 is greedy decoding. For the length
-        penalty see `captioning.decoding.beam_search`.
-        """
-        found = self.describe(images, beam_width, length_penalty)
-        return found.text if isinstance(found, Caption) else [caption.text for caption in found]
-
-    def describe(
-        self,
-        images: Photograph | Iterable[Photograph],
-        beam_width: int = BEAM_WIDTH,
-        length_penalty: float = LENGTH_PENALTY,
-    ) -> Caption | list[Caption]:
-        """As `caption`, with the probability of each word."""
-        if isinstance(images, Photograph):
-            return self.describe([images], beam_width, length_penalty)[0]
-        captions = []
-        for batch in batched(images, OPENED_AT_ONCE):
-            pixels = [load_image(image, self.encoder.image_size) for image in batch]
-            captions += self.caption_features(self.encode(pixels), beam_width, length_penalty)
-        return captions
-
-    def caption_files(
-        self, paths: Iterable[Path], beam_width: int, length_penalty: float
-    ) -> Iterator[tuple[Path, Caption | InputError]]:
-        """Yield each path with its caption, or with the error of a file that cannot be read."""
-        for batch in batched(paths, OPENED_AT_ONCE):
-            pixels, found = [], {}
-            for path in batch:
-                try:
-                    pixels.append(load_image(path, self.encoder.image_size))
-                except InputError as error:
-                    found[path] = error
-            if pixels:
-                captions = self.caption_features(self.encode(pixels), beam_width, length_penalty)
-                good = [path for path in batch if path not in found]
-                found |= zip(good, captions, strict=True)
-            yield from ((path, found[path]) for path in batch)
-
-    def print_captions(
-        self, paths: Sequence[Path], options: argparse.Namespace
-    ) -> tuple[list[tuple[Path, Caption]], int]:
-        """Print the caption of each file, or its error to stderr; returns captions, exit status."""
-        captions = []
-        for path, found in self.caption_files(paths, options.beam_width, options.length_penalty):
-            if isinstance(found, InputError):
-                log(f"error: {found}")
-                continue
-            if not found.text:
-                log(f"{path}: the caption is empty; train the model for longer")
-            print(found.line(path, options.json), flush=True)
-            captions.append((path, found))
-        failed = 1 if len(paths) > 1 else 2
-        return captions, 0 if len(captions) == len(paths) else failed
+    def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
+        grid = self.encoder.encode(np.array(pixels))
+        if not self.has_attention:
+            return grid.mean((1, 2))
+        return grid.reshape(len(grid), *self.model.feature_shape)
 
     def caption_cached(
         self, cache: FeatureCache, images: Sequence[str], beam_width: int, length_penalty: float
@@ -174,13 +81,6 @@ class Captioner:
                 captions += self.caption_features(features, beam_width, length_penalty)
                 progress.update(len(rows))
         return [caption.text for caption in captions]
-
-    def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
-        grid = self.encoder.encode(np.array(pixels))
-        if not self.has_attention:
-            return grid.mean((1, 2))
-        return grid.reshape(len(grid), *self.model.feature_shape)
 
     def caption_features(
         self, features: np.ndarray, beam_width: int, length_penalty: float = LENGTH_PENALTY
@@ -236,28 +136,10 @@ class Captioner:
         maps = []
         for feature, caption in zip(features, captions, strict=True):
             words = TOKENIZERS[self.vocabulary.tokenizer](caption)
-            ids = tf.constant([self.vocabulary.encode(words)[:-1]])  # without END
-            weights = self._look(tf.constant(feature[None], tf.float32), ids).numpy()
+            ids = np.array([self.vocabulary.encode(words)[:-1]])  # without END
+            outputs, _ = self.model.read_words(ids)
+            image = self.model.encode_image(feature[None].astype(np.float32))
+            _, weights = self.model.merge(outputs, image)  # (1, heads, words, P)
             # the prediction after all words but the last chose the last
-            maps.append(weights[:-1].reshape(-1, rows, columns))
+            maps.append(np.mean(weights[0, :, :-1], axis=0).reshape(-1, rows, columns))
         return maps
-
-    @cached_property
-    def _look(self):
-        """Compiled: features (1, P, C), words (1, T) -> attention after each word (T, P)."""
-
-        def look(features, words):
-            outputs, _ = self.model.read_words(words)
-            _, weights = self.model.merge(outputs, self.model.encode_image(features))
-            return tf.reduce_mean(weights[0], axis=0)
-
-        features = tf.TensorSpec((1, *self.model.feature_shape), tf.float32)
-        words = tf.TensorSpec((1, None), tf.int32)
-        return tf.function(look, input_signature=[features, words], autograph=False)
-
-
-def batched(items: Iterable, size: int) -> Iterator[list]:
-    """Cut `items` into lists of `size`; the last may be shorter."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

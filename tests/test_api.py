@@ -13,7 +13,7 @@ from PIL import Image
 
 import captioning
 from captioning import Captioner, InputError
-from captioning.captioner import OPENED_AT_ONCE, Caption
+from captioning.captions import OPENED_AT_ONCE, Caption
 
 ROOT = Path(__file__).resolve().parent.parent
 

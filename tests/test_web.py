@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from selenium.webdriver import ActionChains, Keys
 
-from captioning.captioner import Caption
+from captioning.captions import Caption
 from captioning.errors import InputError
 from captioning.extras import web
 from captioning.extras.web import app

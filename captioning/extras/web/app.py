@@ -126,7 +126,7 @@ def describe(captioner: Captioner, photograph: Photograph, beam_width: int) -> d
     Raises:
         InputError: not a picture, damaged, or too large.
     """
-    features = captioner.encode([load_image(photograph, captioner.encoder.image_size)])
+    features = captioner.encode([load_image(photograph, captioner.image_size)])
     captions = {}  # by their text
     for width in sorted({beam_width, 1}, reverse=True):
         (found,) = captioner.caption_features(features, width)

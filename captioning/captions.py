@@ -1,0 +1,142 @@
+"""Photographs to captions, whatever computes them: what every captioner shares."""
+
+import argparse
+import itertools
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from captioning.config import BEAM_WIDTH, LENGTH_PENALTY
+from captioning.errors import InputError, log
+from captioning.images import Photograph, load_image
+
+OPENED_AT_ONCE = 16  # photographs
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption, and how sure the model was."""
+
+    text: str  # in lower case
+    words: tuple[str, ...]
+    probabilities: tuple[float, ...]  # of each word given those before it, and of the end
+
+    @property
+    def log_probability(self) -> float:
+        """Natural logarithm of the probability of the whole caption, its end included."""
+        return sum(math.log(max(p, 1e-300)) for p in self.probabilities)
+
+    @property
+    def confidence(self) -> float:
+        """The geometric mean of the probabilities."""
+        return math.exp(self.log_probability / len(self.probabilities))
+
+    def line(self, path: Path, as_json: bool) -> str:
+        """The caption of a file, as one line of text or JSON."""
+        if as_json:
+            line = {"image": str(path), "caption": self.text}
+            line |= {"log_probability": self.log_probability, "confidence": self.confidence}
+            return json.dumps(line, ensure_ascii=False)
+        name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+        return f"{name}: {self.text}"
+
+
+class PhotoCaptioner(ABC):
+    """Captions photographs with an encoder and a search.
+
+    Attributes:
+        image_size: height and width that the encoder takes, pixels.
+        has_attention: whether the captioner can say where it looked.
+    """
+
+    image_size: int
+    has_attention: bool
+
+    @abstractmethod
+    def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
+
+    @abstractmethod
+    def caption_features(
+        self, features: np.ndarray, beam_width: int, length_penalty: float = LENGTH_PENALTY
+    ) -> list[Caption]:
+        """Caption encoded images (images, *feature_shape): one caption each."""
+
+    def caption(
+        self,
+        images: Photograph | Iterable[Photograph],
+        beam_width: int = BEAM_WIDTH,
+        length_penalty: float = LENGTH_PENALTY,
+    ) -> str | list[str]:
+        """Caption one photograph (-> text) or several (-> list), or raise InputError.
+
+        Beam search keeps `beam_width` unfinished captions; 1 is greedy decoding. For the length
+        penalty see `captioning.decoding.beam_search`.
+        """
+        found = self.describe(images, beam_width, length_penalty)
+        return found.text if isinstance(found, Caption) else [caption.text for caption in found]
+
+    def describe(
+        self,
+        images: Photograph | Iterable[Photograph],
+        beam_width: int = BEAM_WIDTH,
+        length_penalty: float = LENGTH_PENALTY,
+    ) -> Caption | list[Caption]:
+        """As `caption`, with the probability of each word."""
+        if isinstance(images, Photograph):
+            return self.describe([images], beam_width, length_penalty)[0]
+        captions = []
+        for _, found in self.caption_each(images, beam_width, length_penalty):
+            if isinstance(found, InputError):
+                raise found
+            captions.append(found)
+        return captions
+
+    def caption_each(
+        self, images: Iterable[Photograph], beam_width: int, length_penalty: float
+    ) -> Iterator[tuple[Photograph, Caption | InputError]]:
+        """Yield each photograph with its caption, or with the error if it cannot be read."""
+
+        def load(image: Photograph) -> np.ndarray | InputError:
+            try:
+                return load_image(image, self.image_size)
+            except InputError as error:
+                return error
+
+        for batch in batched(images, OPENED_AT_ONCE):
+            loaded = [load(image) for image in batch]
+            pixels = [picture for picture in loaded if isinstance(picture, np.ndarray)]
+            captions = iter(())
+            if pixels:
+                features = self.encode(pixels)
+                captions = iter(self.caption_features(features, beam_width, length_penalty))
+            for image, picture in zip(batch, loaded, strict=True):
+                yield image, picture if isinstance(picture, InputError) else next(captions)
+
+    def print_captions(
+        self, paths: Sequence[Path], options: argparse.Namespace
+    ) -> tuple[list[tuple[Path, Caption]], int]:
+        """Print the caption of each file, or its error to stderr; returns captions, exit status."""
+        captions = []
+        for path, found in self.caption_each(paths, options.beam_width, options.length_penalty):
+            if isinstance(found, InputError):
+                log(f"error: {found}")
+                continue
+            if not found.text:
+                log(f"{path}: the caption is empty; train the model for longer")
+            print(found.line(path, options.json), flush=True)
+            captions.append((path, found))
+        failed = 1 if len(paths) > 1 else 2
+        return captions, 0 if len(captions) == len(paths) else failed
+
+
+def batched(items: Iterable, size: int) -> Iterator[list]:
+    """Cut `items` into lists of `size`; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
