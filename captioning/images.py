@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,16 +46,21 @@ def load_image(source: Photograph, size: int) -> np.ndarray:
     transparent pixels are blended with white. InputError if it cannot be read.
     """
     small = min(size, SQUEEZE_SIZE)
-    return _load(source, 2 * small, lambda _: [(side, side) for side in sorted({small, size})])
+    image = _open(source, 2 * small)
+    for side in sorted({small, size}):
+        image = _resized(image, (side, side))
+    return np.asarray(image)
 
 
 def load_thumbnail(source: Photograph, side: int) -> np.ndarray:
     """Open a photograph for display: uint8 (height, width, 3), the larger of them `side`."""
+    image = _open(source, side)
+    scale = side / max(image.size)
+    return np.asarray(_resized(image, tuple(max(1, round(scale * n)) for n in image.size)))
 
-    def fit(size: tuple[int, int]) -> list[tuple[int, int]]:
-        return [tuple(max(1, round(side * length / max(size))) for length in size)]
 
-    return _load(source, side, fit)
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def list_images(places: Iterable[str | os.PathLike]) -> list[Path]:
@@ -74,8 +79,8 @@ def list_images(places: Iterable[str | os.PathLike]) -> list[Path]:
     return paths
 
 
-def _load(source: Photograph, enough: int, sizes: Callable) -> np.ndarray:
-    """Open a photograph upright and resize it to `sizes(its size)`, one after another.
+def _open(source: Photograph, enough: int) -> Image.Image:
+    """Open a photograph, upright, in RGB.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves `enough` pixels per side.
     """
@@ -85,7 +90,7 @@ def _load(source: Photograph, enough: int, sizes: Callable) -> np.ndarray:
     path = Path(source).expanduser() if is_path else "the picture"
     with _damage_reported(path):
         if isinstance(source, Image.Image):
-            return _resized(_upright(source), sizes)
+            return _upright(source)
         if is_path and not path.is_file():  # opening a pipe would block
             kind = "a folder without pictures" if path.is_dir() else "no such file"
             raise InputError(f"{path}: {kind}; expected a picture")
@@ -93,21 +98,27 @@ def _load(source: Photograph, enough: int, sizes: Callable) -> np.ndarray:
         with Image.open(file) as image:
             image.draft(None, (enough, enough))
             try:
-                return _resized(_upright(image), sizes)
+                return _upright(image)
             except OSError:
                 if image.format != "JPEG":
                     raise
         file.seek(0)
-        return _resized(_upright(_without_end_marker(file.read())), sizes)
+        return _upright(_without_end_marker(file.read()))
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the orientation that the camera recorded, whatever else its EXIF data holds."""
+    """Convert to RGB, and apply the camera's orientation whatever else its EXIF data holds."""
     if not image.width * image.height:
         raise ValueError("it has no pixels")
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
     turn = TURNS.get(image.getexif().get(ORIENTATION))
+    if image.mode.startswith(("I", "F")):  # grey with 16 or 32 bits, which Pillow would clip
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
 
 
@@ -153,28 +164,10 @@ def _damage_reported(path: Path | str) -> Iterator[None]:
         raise InputError(f"{path}: damaged picture ({reason(error)})") from None
 
 
-def _resized(image: Image.Image, sizes: Callable) -> np.ndarray:
-    """Resize and convert: uint8 (height, width, 3), RGB."""
-    deep_grey = image.mode.startswith(("I", "F"))  # 16 or 32 bits per pixel
-    white = 65535 if image.mode.startswith("I;16") else None
-    if deep_grey:
-        image = image.convert("F")
-    else:
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    for size in sizes(image.size):
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
-    if deep_grey:
-        image = _to_eight_bits(np.asarray(image, np.float64), white)
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
-
-
-def _to_eight_bits(grey: np.ndarray, white: float | None) -> Image.Image:
-    """Scale 0..white to 0..255, or the range that is there where white has no fixed value."""
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16 bits to 8; of 32 bits, where white has no fixed value, the range that is there."""
+    grey = np.asarray(image, np.float64)
     if not np.isfinite(grey).all():
         raise ValueError("some of its pixels are not numbers")
-    low, high = (0, white) if white else (grey.min(), grey.max())
-    scaled = (grey - low) * (255 / ((high - low) or 1))
-    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+    low, high = (0, 65535) if image.mode.startswith("I;16") else (grey.min(), grey.max())
+    return Image.fromarray(np.rint((grey - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
