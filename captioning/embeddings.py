@@ -54,15 +54,6 @@ class EmbeddingMatrix:
         """Count the words, specials left out, by the origin of their vectors."""
         return {kind: self.origin[len(SPECIALS) :].count(kind) for kind in (FOUND, SUBWORDS, RULE)}
 
-    def report(self) -> str:
-        """Say in one line how many words have vectors, and name some that have none."""
-        total = len(self.vocabulary) - len(SPECIALS)
-        parts = [f"{n:,} {kind} ({n / total:.1%})" for kind, n in self.coverage().items()]
-        rows = zip(self.vocabulary.words, self.origin, strict=True)
-        missing = [word for word, origin in rows if origin == RULE and word not in SPECIALS][:5]
-        examples = f" such as {', '.join(missing)}" if missing else ""
-        return f"{total:,} words x {self.matrix.shape[1]}: {', '.join(parts)}{examples}"
-
 
 def embedding_matrix(vocabulary: Vocabulary, source: WordVectors, seed: int = 0) -> EmbeddingMatrix:
     """Arrange the vectors of `source` in the order of `vocabulary`.
@@ -81,13 +72,3 @@ def embedding_matrix(vocabulary: Vocabulary, source: WordVectors, seed: int = 0)
     matrix[known] = vectors
     matrix[PAD] = 0
     return EmbeddingMatrix(vocabulary, matrix.astype(np.float32), origin)
-
-
-def nearest_neighbours(matrix: np.ndarray, words: Sequence[str], word: str, n: int = 5) -> list:
-    """Return the `n` words (rows of `matrix`) most similar to `word`, as pairs (word, cosine)."""
-    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
-    unit = matrix / np.where(lengths > 0, lengths, 1)
-    cosines = unit @ unit[words.index(word)]
-    order = np.argsort(-cosines, kind="stable")
-    others = [index for index in order if words[index] not in (word, *SPECIALS)][:n]
-    return [(words[index], float(cosines[index])) for index in others]

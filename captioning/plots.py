@@ -1,13 +1,10 @@
 """Figures of the notebooks and of training: curves, pictures, maps of vectors."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import font_manager
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from matplotlib.transforms import Bbox
 
 from captioning.files import replacing
 
@@ -103,34 +100,3 @@ def map_axes(axes: plt.Axes, points: np.ndarray, shares: np.ndarray) -> None:
     axes.scatter(*points.T, s=9, color=PALE)
     axes.set(xticks=[], yticks=[], ylabel=f"second ({shares[1]:.0%})")
     axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
-
-
-def word_map(axes: plt.Axes, points: np.ndarray, words: list[str], colours: list[str]) -> None:
-    """Write coloured `words` at `points` (n, 2) or beside them, and those in INK where they fit."""
-    axes.figure.draw_without_rendering()  # settles the layout, and with it the scale
-    taken: list[Bbox] = []
-    for i in sorted(range(len(words)), key=lambda i: colours[i] == INK):
-        style = {"ha": "center", "va": "center", "fontsize": 9, "color": colours[i]}
-        style["arrowprops"] = {"arrowstyle": "-", "color": colours[i], "linewidth": 0.5}
-        text = axes.annotate(words[i], points[i], (0, 0), textcoords="offset pixels", **style)
-        box = text.get_window_extent()
-        for lines in [0] if colours[i] == INK else sorted(range(-20, 21), key=abs):
-            place = box.translated(0, lines * box.height)
-            if not place.count_overlaps(taken):
-                taken.append(place)
-                text.set_position((0, lines * box.height))
-                break
-        else:
-            text.remove()
-
-
-def picture_map(axes: plt.Axes, points: np.ndarray, load: Callable, size: int = 40) -> None:
-    """Show `load(i)`, uint8 (height, width, 3), near points[i]; one per `size` x `size` points."""
-    axes.figure.draw_without_rendering()  # settles the layout, and with it the scale
-    pixels = size * axes.figure.dpi / 72
-    cells = np.round(axes.transData.transform(points) / pixels)
-    cells, firsts = np.unique(cells, axis=0, return_index=True)
-    for centre, i in zip(axes.transData.inverted().transform(cells * pixels), firsts, strict=True):
-        picture = load(i)
-        image = OffsetImage(picture, zoom=0.94 * size / max(picture.shape[:2]))
-        axes.add_artist(AnnotationBbox(image, centre, frameon=False, pad=0))

@@ -141,9 +141,3 @@ class Vocabulary:
     def load(cls, path: str | Path) -> "Vocabulary":
         """Read the vocabulary of a prepared folder, or raise InputError."""
         return cls.from_json(read_json(path, MADE_BY), path)
-
-
-def unknown_rate(token_lists: Iterable[Sequence[str]], vocabulary: Vocabulary) -> float:
-    """Return the fraction of tokens, 0 to 1, that are not in `vocabulary`."""
-    known = [token in vocabulary for tokens in token_lists for token in tokens]
-    return known.count(False) / max(len(known), 1)

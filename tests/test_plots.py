@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from matplotlib import font_manager
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 from captioning import plots
@@ -67,21 +65,6 @@ def test_attention_keeps_the_picture_recognisable(tmp_path):
     unlit = line[[width + width // 5, 2 * width + width // 5, 2 * width + width * 4 // 5]]
     assert unlit.min() > 70
     assert abs(int(unlit[2, 0]) - int(unlit[1, 0])) > 30  # and what it shows can be told apart
-
-
-def test_coloured_words_are_all_shown_and_do_not_overlap():
-    words = [f"word{number}" for number in range(40)]
-    colours = [plots.INK] * 20 + [plots.ORANGE] * 10 + [plots.GREEN] * 10
-    axes = Figure(figsize=(8, 6)).subplots()
-    points = np.random.default_rng(0).normal(size=(40, 2)) * 0.01
-    axes.scatter([-1, 1], [-1, 1])
-    plots.word_map(axes, points, words, colours)
-    shown = [text.get_text() for text in axes.texts]
-    assert set(words[20:]) <= set(shown)
-    assert len(shown) < 40
-    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the lines to the points
-    for number, box in enumerate(boxes):
-        assert not box.padded(-1).count_overlaps(boxes[:number])
 
 
 @pytest.mark.parametrize("colour", [plots.BLUE, plots.ORANGE, plots.GREEN, plots.INK])
