@@ -56,7 +56,6 @@ from captioning import metrics
 from captioning.batches import Split
 from captioning.checkpoint import Checkpoint, feature_shape
 from captioning.features import open_caches
-from captioning.losses import SAMPLES, Sampler
 from captioning.model import MergeDecoder
 from captioning.prepared import Prepared
 from captioning.runs import BEST_FILE, Run
@@ -95,6 +94,8 @@ def fit(options: argparse.Namespace, prepared: Prepared, devices) -> None:
     model = build_model(config, prepared, shape)
     steps = Steps(model, config, devices)
     if config.self_critical_epochs:
+        from captioning.extras.self_critical import Sampler
+
         sampler = Sampler(model, train.tokens, config.max_words)
     facts = {"training pictures": caches[0].pictures(prepared.images("train"))}
     checkpoint = Checkpoint(model, prepared.vocabulary, caches[0].encoder, facts)
@@ -176,7 +177,7 @@ def cross_entropy_epoch(epoch: int, config: Config, train: Split, steps: Steps, 
 
 
 def self_critical_epoch(
-    epoch: int, config: Config, train: Split, sampler: Sampler, steps: Steps, devices
+    epoch: int, config: Config, train: Split, sampler, steps: Steps, devices
 ) -> float:
     """One pass over the training images; the mean reward of the samples, CIDEr-D x 100.
 
@@ -184,11 +185,11 @@ def self_critical_epoch(
     """
     rng = np.random.default_rng((config.seed, epoch))
     order = rng.permutation(train.images)
-    size = min(len(order), max(1, config.batch_size // SAMPLES))
+    size = min(len(order), max(1, config.batch_size // sampler.samples))
     batches = order[: len(order) // size * size].reshape(-1, size)
     peak = config.self_critical_rate
     total = 0.0
-    with progress(epoch, batches.size * SAMPLES) as bar:
+    with progress(epoch, batches.size * sampler.samples) as bar:
         for number, images in enumerate(batches):
             done = epoch - config.epochs - 1 + (number + 0.5) / len(batches)
             rate = learning_rate(done, config.self_critical_epochs, peak, SELF_CRITICAL_WARM_UP)
@@ -198,8 +199,8 @@ def self_critical_epoch(
             features = train.features(images[mine], mirrored[mine])
             samples = sampler.draw(features, images[mine], seed + mine.start)
             reward, _ = steps.critic(features, *samples)
-            total += reward / (size * SAMPLES)
-            if bar.update(size * SAMPLES):
+            total += reward / (size * sampler.samples)
+            if bar.update(size * sampler.samples):
                 bar.set_postfix_str(f"reward {float(total) / (number + 1):.1f}", refresh=False)
     return float(total / len(batches))
 

@@ -28,7 +28,6 @@ class Split:
     """
 
     def __init__(self, prepared: Prepared, name: str, caches: list, shape: tuple, max_words: int):
-        """Look up the rows of the images; features stay on disk."""
         self.tokens, self._caches, self._shape = prepared.tokens(name), caches, shape
         self._rows = [cache.rows(prepared.images(name)) for cache in caches]
         lengths = np.diff(self.tokens.offsets)

@@ -33,7 +33,6 @@ class Captioner(PhotoCaptioner):
     """
 
     def __init__(self, checkpoint: Checkpoint, encoder: str | os.PathLike | None = None):
-        """The CNN is loaded with the first photograph."""
         self.checkpoint, self.model = checkpoint, checkpoint.model
         self.vocabulary = checkpoint.vocabulary
         self.has_attention = checkpoint.model.has_attention

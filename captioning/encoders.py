@@ -107,7 +107,9 @@ def load_encoder(name: str, weights: str | None = None, image_size: int | None =
     elif name == BUNDLED:
         model, size = _load_bundled(), image_size or BUNDLED_IMAGE_SIZE
     elif Path(name).suffix == ".keras":
-        model = _load_file(Path(name).expanduser())
+        from captioning.extras.own_encoder import load_file
+
+        model = load_file(Path(name).expanduser())
         size = image_size or model.input_shape[1] or FILE_IMAGE_SIZE
     else:
         expected = f"a .keras file or one of {', '.join(encoder_names())}"
@@ -155,21 +157,3 @@ def _load_application(name: str, size: int, weights: str | None):
     image = keras.Input((size, size, 3), name="image")
     preprocess = getattr(keras.applications, module_name).preprocess_input
     return keras.Model(image, network(preprocess(image)), name=name)
-
-
-def _load_file(path: Path):
-    import keras
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such encoder file; if it has moved, give it with --encoder")
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        inputs, outputs = model.input_shape, model.output_shape
-    except Exception as error:  # Keras raises many types, for many kinds of damage
-        problem = f"not a Keras model that can be loaded safely: {reason(error)}"
-        raise InputError(f"{path}: {problem}") from None
-    square = len(inputs) == 4 and inputs[-1] == 3 and inputs[1] == inputs[2]
-    if not square or len(outputs) not in (2, 4):
-        wanted = "(batch, size, size, 3) to (batch, rows, columns, channels) or (batch, channels)"
-        raise InputError(f"{path}: maps {inputs} to {outputs}; an encoder maps {wanted}")
-    return model

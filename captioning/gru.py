@@ -19,7 +19,6 @@ class GRU(keras.layers.GRU):
     """
 
     def __init__(self, units: int, **options):
-        """Take the options of every layer (name, dtype)."""
         super().__init__(units, return_sequences=True, return_state=True, **options)
 
     def call(self, sequences, initial_state=None, training=False):

@@ -157,7 +157,6 @@ class CiderD:
     """
 
     def __init__(self, references: Sequence[Sequence[Tokens]], documents=None):
-        """Measure each image's `references`; `documents` (default: the same) give the rarity."""
         documents = references if documents is None else documents
         frequencies = Counter()
         for captions in documents:

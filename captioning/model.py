@@ -36,7 +36,6 @@ class MergeDecoder(keras.Model):
         embedding_size: int,
         dtype: str | None = None,
     ):
-        """Build the layers and their weights."""
         dtype = dtype or ("mixed_bfloat16" if config.bfloat16 else "float32")
         super().__init__(name="merge_decoder", dtype=dtype)
         self.config, self.feature_shape = config, tuple(feature_shape)

@@ -41,11 +41,9 @@ class CaptionTokens:
     images: np.ndarray  # int32 (captions,), the index of its image in Prepared.images(split)
 
     def __len__(self) -> int:
-        """The number of captions."""
         return len(self.images)
 
     def __getitem__(self, caption: int) -> np.ndarray:
-        """The ids of one caption: int32 (words + 2,)."""
         return self.ids[self.offsets[caption] : self.offsets[caption + 1]]
 
 
@@ -105,7 +103,6 @@ class Prepared:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        """Open `folder`; `description` is all that prepared.json says."""
         self.folder = folder = Path(folder).expanduser()
         path = folder / "prepared.json"
         self.description = files.read_json(path, f"{MADE_BY} (another folder: --data)")

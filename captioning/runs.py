@@ -30,7 +30,6 @@ class Run:
     """
 
     def __init__(self, folder: str, checkpoint: Checkpoint, variables: list, settings: dict):
-        """Start with an empty history; see `resume`."""
         self.folder, self.history = Path(folder), []
         self.variables, self._checkpoint, self._settings = variables, checkpoint, settings
 

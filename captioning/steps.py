@@ -8,7 +8,7 @@ import tensorflow as tf
 from captioning.config import Config
 from captioning.decoding import decode_greedily
 from captioning.files import locked
-from captioning.losses import cross_entropy, self_critical
+from captioning.losses import cross_entropy
 from captioning.model import MergeDecoder
 
 CLIP_NORM, CRITIC_CLIP_NORM = 5.0, 1.0  # of the whole gradient
@@ -50,7 +50,6 @@ class Steps:
     """
 
     def __init__(self, model: MergeDecoder, config: Config, devices):
-        """Compile the steps for `devices`."""
         self._model, self._config, self._devices = model, config, devices
         dtype = tf.float16 if model.has_attention else tf.float32  # of the feature cache
         features = tf.TensorSpec((None, *model.feature_shape), dtype)
@@ -65,6 +64,8 @@ class Steps:
         self.train = self._gradient_step(self.optimizer, loss, [features, words])
         self.variables = [*model.weights, *self.optimizer.variables]  # all an epoch starts from
         if config.self_critical_epochs:
+            from captioning.extras.self_critical import self_critical
+
             self.critic_optimizer = self._optimizer(config.self_critical_rate, CRITIC_CLIP_NORM)
             self.critic = self._gradient_step(
                 self.critic_optimizer, partial(self_critical, model), [features, words, *samples]

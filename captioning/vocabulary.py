@@ -62,7 +62,7 @@ class Vocabulary:
     counts: list[int]  # in the training captions; START and END: captions; UNKNOWN: other tokens
     tokenizer: str = "words"  # a key of TOKENIZERS
 
-    def __post_init__(self):  # noqa: D105
+    def __post_init__(self):
         self._ids = {word: index for index, word in enumerate(self.words) if word not in SPECIALS}
 
     @classmethod
@@ -106,11 +106,9 @@ class Vocabulary:
         return self.join(self.words_of(ids))
 
     def __len__(self) -> int:
-        """Return the number of ids, specials included."""
         return len(self.words)
 
     def __contains__(self, word: object) -> bool:
-        """Tell whether `word` has an id of its own; the specials are not words."""
         return word in self._ids
 
     @property

@@ -14,9 +14,10 @@ from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
 from captioning.config import Config
 from captioning.errors import InputError
+from captioning.extras.self_critical import SAMPLES, Sampler, self_critical
 from captioning.features import open_caches
 from captioning.files import read_tensors, tensor_bytes
-from captioning.losses import SAMPLES, Sampler, cross_entropy, self_critical
+from captioning.losses import cross_entropy
 from captioning.model import MergeDecoder
 from captioning.prepared import Prepared
 from captioning.vocabulary import END, PAD, START

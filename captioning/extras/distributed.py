@@ -19,9 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from captioning.errors import InputError, log, reason
+from captioning.extras.self_critical import SAMPLES
 from captioning.features import open_caches
 from captioning.files import locked
-from captioning.losses import SAMPLES
 from captioning.prepared import Prepared
 from captioning.startup import quiet_stderr
 
@@ -36,7 +36,6 @@ class Devices:
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, worker: int, workers: int, settings: dict):
-        """Compile the sum over processes."""
         self._strategy, self._worker, self._workers = strategy, worker, workers
         self._replicas = strategy.num_replicas_in_sync // workers  # in this process
         self._settings, self.is_chief = settings, worker == 0

@@ -35,7 +35,6 @@ class TensorBoard:
     def __init__(
         self, folder: str | Path, prepared: Prepared, cache: FeatureCache, checkpoint: Checkpoint
     ):
-        """Log the hyper-parameters and open the files of the samples."""
         self.folder, self._captioner = Path(folder), Captioner(checkpoint)
         rows = cache.rows(prepared.images("dev"))
         samples = np.flatnonzero(rows >= 0)[:SAMPLES]

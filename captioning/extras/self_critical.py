@@ -1,0 +1,71 @@
+"""Self-critical training: raise the probability of sampled captions that score well.
+
+Cross-entropy teaches the next word after the words of people; a captioner is judged by whole
+captions after its own words. Rennie et al. 2017, "Self-critical Sequence Training for Image
+Captioning", sample captions, reward each by its CIDEr-D, and raise the probability of those that
+beat a baseline: here the mean reward of the image's other samples (Luo 2020, "A Better Variant of
+Self-Critical Sequence Training").
+
+Shapes: I images, K captions per image, T words, START to END, then pads; features (I, C) or
+(I, P, C).
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from captioning.decoding import sample
+from captioning.metrics import CiderD
+from captioning.prepared import CaptionTokens
+from captioning.vocabulary import PAD, START
+
+SAMPLES = 5  # captions sampled per image
+
+
+def self_critical(model, features, words, advantages, rewards):
+    """Minus the log-probability of sampled captions (I, K, T) times their `advantages` (I, K).
+
+    Returns the sum, the sum of `rewards` (I, K), and the word count. Dropout is off, as when the
+    captions were sampled.
+    """
+    logits, targets, captions = model.target_logits(words, features)
+    log_probabilities = tf.gather(logits, targets, batch_dims=1)
+    log_probabilities -= tf.reduce_logsumexp(logits, axis=-1)
+    weights = tf.gather(tf.reshape(advantages, (-1,)), captions)
+    loss = -tf.reduce_sum(weights * log_probabilities)
+    return loss, tf.reduce_sum(rewards), tf.cast(tf.size(targets), tf.float32)
+
+
+class Sampler:
+    """Samples captions of training images, `samples` of each, and rewards each by its CIDEr-D.
+
+    The training captions, `tokens`, are the references, and the documents in which n-grams are
+    counted. END is part of them, so that stopping too early or too late costs.
+    """
+
+    samples = SAMPLES
+
+    def __init__(self, model, tokens: CaptionTokens, max_words: int):
+        references = [[] for _ in range(tokens.images[-1] + 1)]
+        for caption, image in enumerate(tokens.images.tolist()):
+            references[image].append(tokens[caption][1:].tolist())  # without START
+        self._scorer = CiderD(references, [captions for captions in references if captions])
+        self._sample = tf.function(
+            lambda features, seed: sample(model, features, SAMPLES, seed, max_words).words,
+            reduce_retracing=True,
+            autograph=False,
+        )
+
+    def draw(self, features: np.ndarray, images: np.ndarray, seed: np.ndarray):
+        """Sample captions of `images` (I,), indices in the split; the same seed, the same captions.
+
+        Returns words int32 (I, SAMPLES, T); advantages float32 (I, SAMPLES), the reward minus the
+        mean reward of the image's other samples; rewards (I, SAMPLES), CIDEr-D x 100.
+        """
+        drawn = self._sample(tf.constant(features), tf.constant(seed, tf.int32)).numpy()
+        lengths = np.count_nonzero(drawn != PAD, axis=-1)  # (I, SAMPLES)
+        captions = [ids[ids != PAD].tolist() for ids in drawn.reshape(-1, drawn.shape[-1])]
+        rewards = self._scorer.scores(np.repeat(images, SAMPLES), captions).reshape(lengths.shape)
+        others = (rewards.sum(1, keepdims=True) - rewards) / (SAMPLES - 1)
+        start = np.full((*lengths.shape, 1), START, np.int32)
+        words = np.concatenate([start, drawn[:, :, : lengths.max()]], axis=-1)
+        return words, (rewards - others).astype(np.float32), 100 * rewards
