@@ -6,6 +6,7 @@ person's score against the others shows what a metric counts as good.
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -60,63 +61,58 @@ def evaluate(
     images were trained on.
     """
     require_same_encoder(cache.folder, cache.encoder, captioner.checkpoint.encoder)
-    references = dict(zip(prepared.images(split), prepared.references(split), strict=True))
-    images = [name for name in references if name in set(cache.images) - cache.failed.keys()]
+    all_references = dict(zip(prepared.images(split), prepared.references(split), strict=True))
+    readable = set(cache.images) - cache.failed.keys()
+    images = [image for image in all_references if image in readable]
     if not images:
         raise InputError(
             f"{cache.folder}: has no image of the {split} split; run {MADE_BY} again for this data"
         )
-    images = _unseen(captioner, cache, images, split)
+    images = _unseen(captioner.checkpoint.facts, cache, images, split)
     captions = captioner.caption_cached(cache, images, beam_width, length_penalty)
-    references = [references[name] for name in images]
+    references = [all_references[image] for image in images]
+    is_english = prepared.vocabulary.tokenizer == "words"
+    scores = metrics.score(references, captions, with_meteor=is_english)
     training = prepared.references("train") if "train" in prepared.splits else []
-    floor, rows = "", {}
+    floor, baselines = "", {}
     if training:
         floor = constant_caption(training)
-        rows["constant caption"] = metrics.score(references, [floor] * len(references))
-    if len(captions) > 1:
-        rows["images shuffled"] = metrics.score(references, shuffled(captions, seed=0))
+        baselines["constant caption"] = [floor] * len(images)
+    if len(images) > 1:
+        baselines["images shuffled"] = shuffled(captions, seed=0)
     if training and split != "train":
-        train_rows = cache.rows(prepared.images("train"))
-        nearest = nearest_training_captions(
-            cache.pooled[train_rows[train_rows >= 0]],
-            [training[place] for place in np.flatnonzero(train_rows >= 0)],
+        rows = cache.rows(prepared.images("train"))
+        baselines["nearest training image"] = nearest_training_captions(
+            cache.pooled[rows[rows >= 0]],
+            [training[place] for place in np.flatnonzero(rows >= 0)],
             cache.pooled[cache.rows(images)],
         )
-        rows["nearest training image"] = metrics.score(references, nearest)
+    rows = {name: metrics.score(references, texts) for name, texts in baselines.items()}
     if min(map(len, references)) > 1:
         rows["one person against the others"] = one_against_the_others(references)
-    return Evaluation(
-        split,
-        images,
-        captions,
-        references,
-        metrics.score(references, captions, with_meteor=prepared.vocabulary.tokenizer == "words"),
-        metrics.cider_d_per_image(references, captions),
-        rows,
-        floor,
-        metrics.diversity(captions, [caption for image in training for caption in image]),
-    )
+    cider_d = metrics.cider_d_per_image(references, captions)
+    diversity = metrics.diversity(captions, itertools.chain.from_iterable(training))
+    return Evaluation(split, images, captions, references, scores, cider_d, rows, floor, diversity)
 
 
-def _unseen(captioner: Captioner, cache: FeatureCache, images: list[str], split: str) -> list[str]:
-    """Those of `images` whose picture the model was not trained on."""
-    trained = captioner.checkpoint.facts.get("training pictures", [])
-    trained = np.array([int(picture, 16) for picture in trained], np.uint64)
-    hashes = np.array([int(picture, 16) for picture in cache.pictures(images)], np.uint64)
-    is_seen = [bool((np.bitwise_count(trained ^ value) <= SAME_PICTURE).any()) for value in hashes]
-    if not any(is_seen):
+def _unseen(facts: dict, cache: FeatureCache, images: list[str], split: str) -> list[str]:
+    """Those of `images` whose picture the model with these `facts` was not trained on."""
+    trained = np.array([int(h, 16) for h in facts.get("training pictures", [])], np.uint64)
+    hashes = [np.uint64(int(h, 16)) for h in cache.pictures(images)]
+    is_seen = [(np.bitwise_count(trained ^ value) <= SAME_PICTURE).any() for value in hashes]
+    unseen = [image for image, seen in zip(images, is_seen, strict=True) if not seen]
+    counts = f"{len(images) - len(unseen):,} of the {len(images):,} {split} images"
+    if len(unseen) == len(images):
         return images
     if split == "train":
-        log(f"{sum(is_seen):,} of {len(images):,} images were trained on: no measure of quality")
+        log(f"{counts} were trained on: no measure of quality")
         return images
-    unseen = [image for image, seen in zip(images, is_seen, strict=True) if not seen]
     if len(unseen) < LEAST_UNSEEN * len(images):
         raise InputError(
-            f"{sum(is_seen):,} of the {len(images):,} {split} images were in the model's training "
-            "data; a score would measure memory. Use a model that was trained on these splits"
+            f"{counts} were in the model's training data; a score would measure memory. Use a "
+            "model that was trained on these splits"
         )
-    log(f"{sum(is_seen):,} of {len(images):,} images are left out: the model was trained on them")
+    log(f"{counts} are left out: the model was trained on them")
     return unseen
 
 
@@ -148,28 +144,20 @@ def nearest_training_captions(
     captions. Of an image's captions the consensus is copied: the one with the highest CIDEr-D
     against all of them.
     """
-    scorer = CiderD([[scoring_tokens(caption) for caption in image] for image in train_captions])
-    nearest = nearest_rows(train_features, features)
-    consensus = {}
-    for image in set(nearest):
-        tokens = [scoring_tokens(caption) for caption in train_captions[image]]
-        best = scorer.scores([image] * len(tokens), tokens).argmax()
-        consensus[image] = train_captions[image][best]
-    return [consensus[image] for image in nearest]
+    tokens = [[scoring_tokens(caption) for caption in image] for image in train_captions]
+    scorer = CiderD(tokens)
+    candidates, copied = _unit(train_features), []
+    for start in range(0, len(features), SIMILARITY_ROWS):
+        similarities = _unit(features[start : start + SIMILARITY_ROWS]) @ candidates.T
+        for image in similarities.argmax(axis=1).tolist():
+            best = scorer.scores([image] * len(tokens[image]), tokens[image]).argmax()
+            copied.append(train_captions[image][best])
+    return copied
 
 
-def nearest_rows(candidates: np.ndarray, queries: np.ndarray) -> list[int]:
-    """For each row of `queries`, the row of `candidates` with the highest cosine similarity."""
-
-    def unit(rows: np.ndarray) -> np.ndarray:
-        rows = np.asarray(rows, np.float32)
-        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-
-    candidates, nearest = unit(candidates), []
-    for start in range(0, len(queries), SIMILARITY_ROWS):
-        similarities = unit(queries[start : start + SIMILARITY_ROWS]) @ candidates.T
-        nearest += similarities.argmax(axis=1).tolist()
-    return nearest
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
 
 
 def shuffled(captions: Sequence[str], seed: int) -> list[str]:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
@@ -73,31 +73,20 @@ def _discard_temporaries(folder: Path) -> None:
     _discard(*(path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)))
 
 
-def replace_together(files: dict[Path, bytes], stale: Iterable[Path] = ()) -> None:
+def replace_together(files: dict[Path, bytes]) -> None:
     """Replace related files as a unit; the last one is the commit marker.
 
     All are written under temporary names first, so a full disk leaves the old files as they were.
-    Then the old marker is removed, then the `stale` files, and the new files are renamed in the
-    order of `files`: a process that is killed in between leaves no marker. The caller holds the
-    lock, so temporary files beside them are of killed runs, and are removed.
+    Then the old marker is removed, and the new files are renamed in order: a process that is
+    killed in between leaves no marker. The caller holds the lock.
     """
-    temporaries = {path: _temporary(path) for path in files}
-    try:
-        for path in files:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _discard_temporaries(path.parent)
-        for path, data in files.items():
-            with temporaries[path].open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in (list(files)[-1], *stale):
-            path.unlink(missing_ok=True)
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
-    except OSError as error:
-        _discard(*temporaries.values())
-        raise write_error(path, error, sum(map(len, files.values()))) from error
+    size, marker = sum(map(len, files.values())), list(files)[-1]
+    for folder in {path.parent for path in files if path.parent.exists()}:
+        _discard_temporaries(folder)
+    with contextlib.ExitStack() as renamed:  # in the reverse of this order
+        for path, data in reversed(files.items()):
+            renamed.enter_context(replacing(path, size)).write_bytes(data)
+        marker.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -158,11 +147,6 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Write `data` to `path` atomically."""
     with replacing(path, len(data)) as temporary:
         temporary.write_bytes(data)
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` to `path` as UTF-8, atomically."""
-    write_bytes(path, text.encode("utf-8"))
 
 
 def json_bytes(value: object, indent: int | None = 1) -> bytes:

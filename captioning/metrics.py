@@ -59,17 +59,12 @@ def cider_d_per_image(references: Sequence[Sequence[str]], hypotheses: Sequence[
 
 
 def _tokenized(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> tuple[list, list]:
-    if len(references) != len(hypotheses) or not len(references):
+    if not len(references) == len(hypotheses) > 0 or not all(references):
         raise InputError(
-            f"{len(hypotheses)} captions for {len(references)} images with references; "
-            "expected one caption for each image, and at least one image"
+            f"{len(hypotheses)} captions for {len(references)} images, of which "
+            f"{sum(not captions for captions in references)} have no references; expected one "
+            "caption for each image, and references for each"
         )
-    for image, captions in enumerate(references):
-        if isinstance(captions, str) or not len(captions):
-            raise InputError(
-                f"image number {image} (counted from 0) has the references {captions!r}; "
-                "expected a list of at least one caption, or leave the image out"
-            )
     split = [[scoring_tokens(caption) for caption in captions] for captions in references]
     return split, [scoring_tokens(caption) for caption in hypotheses]
 

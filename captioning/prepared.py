@@ -12,7 +12,6 @@ Ids mean nothing without their vocabulary: its fingerprint is stored with everyt
 and compared on reading, so files of two runs are never mixed.
 """
 
-import contextlib
 import io
 import itertools
 import json
@@ -48,7 +47,7 @@ class CaptionTokens:
 
 
 def write_captions(folder, dataset, vocabulary: Vocabulary, max_words: int, parameters: dict):
-    """Write the captions of a `CaptionDataset`; those of an earlier run are replaced.
+    """Write the captions of a `CaptionDataset`; files of an earlier run are replaced.
 
     `max_words` is the longest caption to train on, `parameters` are those of the notebook. If the
     process is killed or the disk is full, the folder is unchanged or counts as unfinished.
@@ -78,11 +77,7 @@ def write_captions(folder, dataset, vocabulary: Vocabulary, max_words: int, para
     contents[folder / "vocabulary.json"] = files.json_bytes(vocabulary.to_json(), indent=None)
     contents[folder / "prepared.json"] = files.json_bytes(description)
     with files.locked(folder):
-        stale = []
-        with contextlib.suppress(InputError):  # no earlier run
-            for split in Prepared(folder).splits:
-                stale += _split_files(folder, split)
-        files.replace_together(contents, stale)
+        files.replace_together(contents)
 
 
 def write_embeddings(folder: str | os.PathLike, embedding, source: str) -> None:

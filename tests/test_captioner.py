@@ -241,7 +241,7 @@ def test_images_that_were_trained_on_are_left_out(
     everything = {**tiny_captions["train"], **tiny_captions["dev"]}
     images = list(everything)  # eight were trained on, four not
     for dev, told, kept in (
-        (images[6:], "2 of 6 images are left out", images[8:]),
+        (images[6:], "2 of the 6 dev images are left out", images[8:]),
         (images[8:], "", images[8:]),
     ):
         splits = {"dev": {name: everything[name] for name in dev}}
@@ -252,7 +252,7 @@ def test_images_that_were_trained_on_are_left_out(
         assert evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7).images == kept
         assert told in capfd.readouterr().err
     evaluate(captioner, Prepared(folder), "train", cache, 1, 0.7)
-    assert "8 of 8 images were trained on" in capfd.readouterr().err
+    assert "8 of the 8 train images were trained on" in capfd.readouterr().err
 
     splits = {"dev": tiny_captions["train"], "train": tiny_captions["dev"]}
     folder = make_prepared(tmp_path / "all", splits, encoder=encoder)

@@ -185,9 +185,8 @@ def test_an_empty_caption_scores_nothing():
     ("references", "hypotheses", "message"),
     [
         ([["a dog"], ["a man"]], ["a dog"], "1 captions for 2 images"),
-        ([["a dog"], []], ["a dog", "a man"], r"image number 1 .* has the references \[\]"),
-        (["a dog"], ["a dog"], "has the references 'a dog'"),
-        ([], [], "at least one image"),
+        ([["a dog"], []], ["a dog", "a man"], "2 images, of which 1 have no references"),
+        ([], [], "0 captions for 0 images"),
     ],
 )
 def test_what_cannot_be_scored_is_rejected(references, hypotheses, message):

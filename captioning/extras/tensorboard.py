@@ -86,4 +86,4 @@ class TensorBoard:
             "words.tsv": "".join(f"{word}\n" for word in words),
             "projector_config.pbtxt": SPACE,
         }
-        replace_together({self.folder / name: text.encode() for name, text in files.items()}, ())
+        replace_together({self.folder / name: text.encode() for name, text in files.items()})
