@@ -93,10 +93,11 @@ def fit(options: argparse.Namespace, prepared: Prepared, devices) -> None:
     keras.utils.set_random_seed(config.seed)
     model = build_model(config, prepared, shape)
     steps = Steps(model, config, devices)
+    critic = None
     if config.self_critical_epochs:
-        from captioning.extras.self_critical import Sampler
+        from captioning.extras.self_critical import SelfCritical
 
-        sampler = Sampler(model, train.tokens, config.max_words)
+        critic = SelfCritical(model, config, train.tokens, steps)
     facts = {"training pictures": caches[0].pictures(prepared.images("train"))}
     checkpoint = Checkpoint(model, prepared.vocabulary, caches[0].encoder, facts)
     settings = {
@@ -125,7 +126,7 @@ def fit(options: argparse.Namespace, prepared: Prepared, devices) -> None:
         if epoch <= config.epochs:
             row["train_loss"] = cross_entropy_epoch(epoch, config, train, steps, devices)
         else:
-            row["reward"] = self_critical_epoch(epoch, config, train, sampler, steps, devices)
+            row["reward"] = self_critical_epoch(epoch, config, train, critic, devices)
         scores, sample = devices.from_chief(lambda: dev_scores(dev, prepared, steps, config))
         run.history.append(row | scores)
         require_convergence(run.history[-1])
@@ -176,31 +177,29 @@ def cross_entropy_epoch(epoch: int, config: Config, train: Split, steps: Steps, 
     return float(loss / words)
 
 
-def self_critical_epoch(
-    epoch: int, config: Config, train: Split, sampler, steps: Steps, devices
-) -> float:
+def self_critical_epoch(epoch: int, config: Config, train: Split, critic, devices) -> float:
     """One pass over the training images; the mean reward of the samples, CIDEr-D x 100.
 
     The last batch is left out if it is not full.
     """
     rng = np.random.default_rng((config.seed, epoch))
     order = rng.permutation(train.images)
-    size = min(len(order), max(1, config.batch_size // sampler.samples))
+    size = min(len(order), max(1, config.batch_size // critic.samples))
     batches = order[: len(order) // size * size].reshape(-1, size)
     peak = config.self_critical_rate
     total = 0.0
-    with progress(epoch, batches.size * sampler.samples) as bar:
+    with progress(epoch, batches.size * critic.samples) as bar:
         for number, images in enumerate(batches):
             done = epoch - config.epochs - 1 + (number + 0.5) / len(batches)
             rate = learning_rate(done, config.self_critical_epochs, peak, SELF_CRITICAL_WARM_UP)
-            steps.critic_optimizer.learning_rate.assign(rate)
+            critic.optimizer.learning_rate.assign(rate)
             mirrored, seed = train.draw_mirrored(images, rng), rng.integers(2**30, size=2)
             mine = devices.part(size)
             features = train.features(images[mine], mirrored[mine])
-            samples = sampler.draw(features, images[mine], seed + mine.start)
-            reward, _ = steps.critic(features, *samples)
-            total += reward / (size * sampler.samples)
-            if bar.update(size * sampler.samples):
+            samples = critic.draw(features, images[mine], seed + mine.start)
+            reward, _ = critic.train(features, *samples)
+            total += reward / (size * critic.samples)
+            if bar.update(size * critic.samples):
                 bar.set_postfix_str(f"reward {float(total) / (number + 1):.1f}", refresh=False)
     return float(total / len(batches))
 

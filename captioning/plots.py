@@ -84,19 +84,3 @@ def show_picture(axes: plt.Axes, picture: np.ndarray, title: str = "") -> None:
     axes.imshow(picture)
     axes.set_axis_off()
     axes.set_title(title, fontsize=9, fontweight="normal", loc="center")
-
-
-def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Project vectors (n, dimension) to points (n, 2); also the fraction of variance per axis."""
-    centred = np.asarray(vectors, np.float64) - np.mean(vectors, axis=0)
-    variances, directions = np.linalg.eigh(centred.T @ centred)  # in ascending order
-    points = centred @ directions[:, :-3:-1]
-    points *= np.sign(points[np.abs(points).argmax(axis=0), [0, 1]])  # the same on all machines
-    return points, variances[:-3:-1] / max(variances.sum(), np.finfo(float).tiny)
-
-
-def map_axes(axes: plt.Axes, points: np.ndarray, shares: np.ndarray) -> None:
-    """Prepare `axes` for a map of `points` (n, 2); `shares` (2,) are fractions of the variance."""
-    axes.scatter(*points.T, s=9, color=PALE)
-    axes.set(xticks=[], yticks=[], ylabel=f"second ({shares[1]:.0%})")
-    axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")

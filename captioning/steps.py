@@ -11,7 +11,7 @@ from captioning.files import locked
 from captioning.losses import cross_entropy
 from captioning.model import MergeDecoder
 
-CLIP_NORM, CRITIC_CLIP_NORM = 5.0, 1.0  # of the whole gradient
+CLIP_NORM = 5.0  # of the whole gradient
 SEED_STRIDE = 1_000_003  # between the dropout seeds of devices
 
 
@@ -44,7 +44,6 @@ class Steps:
     """Optimisers and compiled steps; features (I, *feature_shape), words (I, K, T).
 
     train: (features, words) -> summed negative log-likelihood, word count
-    critic: (features, words, advantages, rewards) -> summed reward, word count
     dev: as `cross_entropy`, without dropout
     decode: as `decode_greedily`
     """
@@ -53,36 +52,28 @@ class Steps:
         self._model, self._config, self._devices = model, config, devices
         dtype = tf.float16 if model.has_attention else tf.float32  # of the feature cache
         features = tf.TensorSpec((None, *model.feature_shape), dtype)
-        words = tf.TensorSpec((None, None, None), tf.int32)
-        samples = [tf.TensorSpec((None, None), tf.float32)] * 2
+        self.signature = [features, tf.TensorSpec((None, None, None), tf.int32)]
         smoothing = config.label_smoothing
         loss = partial(cross_entropy, model, training=True, label_smoothing=smoothing)
         dev_loss = partial(cross_entropy, model, training=False)
         decode = partial(decode_greedily, model, max_words=config.max_words)
 
-        self.optimizer = self._optimizer(config.learning_rate, CLIP_NORM, config.weight_decay)
-        self.train = self._gradient_step(self.optimizer, loss, [features, words])
+        self.optimizer = self.make_optimizer(config.learning_rate, CLIP_NORM, config.weight_decay)
+        self.train = self.gradient_step(self.optimizer, loss, self.signature)
         self.variables = [*model.weights, *self.optimizer.variables]  # all an epoch starts from
-        if config.self_critical_epochs:
-            from captioning.extras.self_critical import self_critical
-
-            self.critic_optimizer = self._optimizer(config.self_critical_rate, CRITIC_CLIP_NORM)
-            self.critic = self._gradient_step(
-                self.critic_optimizer, partial(self_critical, model), [features, words, *samples]
-            )
-            self.variables += self.critic_optimizer.variables
         self._epoch = tf.Variable(0, trainable=False)
         self._seed = devices.run(self._seed_step, [])
-        self.dev = OneDevice().run(dev_loss, [features, words])
+        self.dev = OneDevice().run(dev_loss, self.signature)
         self.decode = OneDevice().run(decode, [features])
 
-    def _optimizer(self, rate: float, clip_norm: float, weight_decay: float = 0.0):
+    def make_optimizer(self, rate: float, clip_norm: float, weight_decay: float = 0.0):
+        """An AdamW optimiser of the model's weights, for `gradient_step`."""
         optimizer = keras.optimizers.AdamW(rate, weight_decay, global_clipnorm=clip_norm)
         optimizer.build(self._model.trainable_variables)
         optimizer._all_reduce_sum_gradients = list  # summed already, before they are clipped
         return optimizer
 
-    def _gradient_step(self, optimizer, loss, signature: list):
+    def gradient_step(self, optimizer, loss, signature: list):
         """A step that lowers `loss`, which returns (summed loss, a figure to report, words).
 
         The gradients of the summed loss are added up over all devices and divided by the number

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from captioning.features import FeatureCache, cache_folder
-from captioning.plots import principal_components
 from captioning.prepared import Prepared
 
 ROOT = Path(__file__).parents[1]
@@ -158,14 +157,6 @@ def test_committed_notebooks_show_only_results(name):
     images = [output.metadata for output in outputs if "data" in output]
     assert len(images) >= 5
     assert all(details.alt for image in images for details in image.values())
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_map_of_one_or_two_vectors(count):
-    points, shares = principal_components(np.arange(3.0 * count).reshape(count, 3))
-    assert points.shape == (count, 2)
-    assert np.allclose(points[:, 1], 0)
-    assert shares.tolist() == pytest.approx([count - 1, 0])
 
 
 # ---- papermill -----------------------------------------------------------------------------------

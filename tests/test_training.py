@@ -14,7 +14,7 @@ from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
 from captioning.config import Config
 from captioning.errors import InputError
-from captioning.extras.self_critical import SAMPLES, Sampler, self_critical
+from captioning.extras.self_critical import SAMPLES, SelfCritical, self_critical
 from captioning.features import open_caches
 from captioning.files import read_tensors, tensor_bytes
 from captioning.losses import cross_entropy
@@ -368,7 +368,9 @@ def test_a_loss_that_is_not_a_number_ends_the_run(train_tiny, tiny_prepared, tmp
 def test_advantages_compare_samples_of_the_same_image(tiny_prepared, tiny_checkpoint):
     prepared, caches = Prepared(tiny_prepared), open_caches(tiny_prepared)
     train = Split(prepared, "train", caches, (8,), 30)
-    sampler = Sampler(Checkpoint.load(tiny_checkpoint).model, train.tokens, 30)
+    drawn = Checkpoint.load(tiny_checkpoint).model
+    config, steps = drawn.config, Steps(drawn, drawn.config, OneDevice())
+    sampler = SelfCritical(drawn, config, train.tokens, steps)
     images = train.images[:3]
     features = train.features(images, np.zeros(3, bool))
     words, advantages, rewards = sampler.draw(features, images, np.array([1, 2]))

@@ -10,15 +10,20 @@ Shapes: I images, K captions per image, T words, START to END, then pads; featur
 (I, P, C).
 """
 
+from functools import partial
+
 import numpy as np
 import tensorflow as tf
 
+from captioning.config import Config
 from captioning.decoding import sample
 from captioning.metrics import CiderD
 from captioning.prepared import CaptionTokens
+from captioning.steps import Steps
 from captioning.vocabulary import PAD, START
 
 SAMPLES = 5  # captions sampled per image
+CLIP_NORM = 1.0  # of the whole gradient
 
 
 def self_critical(model, features, words, advantages, rewards):
@@ -35,25 +40,32 @@ def self_critical(model, features, words, advantages, rewards):
     return loss, tf.reduce_sum(rewards), tf.cast(tf.size(targets), tf.float32)
 
 
-class Sampler:
+class SelfCritical:
     """Samples captions of training images, `samples` of each, and rewards each by its CIDEr-D.
 
     The training captions, `tokens`, are the references, and the documents in which n-grams are
     counted. END is part of them, so that stopping too early or too late costs.
+
+    train: (features, words, advantages, rewards) -> summed reward, word count
     """
 
     samples = SAMPLES
 
-    def __init__(self, model, tokens: CaptionTokens, max_words: int):
+    def __init__(self, model, config: Config, tokens: CaptionTokens, steps: Steps):
         references = [[] for _ in range(tokens.images[-1] + 1)]
         for caption, image in enumerate(tokens.images.tolist()):
             references[image].append(tokens[caption][1:].tolist())  # without START
         self._scorer = CiderD(references, [captions for captions in references if captions])
         self._sample = tf.function(
-            lambda features, seed: sample(model, features, SAMPLES, seed, max_words).words,
+            lambda features, seed: sample(model, features, SAMPLES, seed, config.max_words).words,
             reduce_retracing=True,
             autograph=False,
         )
+        figures = [tf.TensorSpec((None, None), tf.float32)] * 2
+        self.optimizer = steps.make_optimizer(config.self_critical_rate, CLIP_NORM)
+        loss = partial(self_critical, model)
+        self.train = steps.gradient_step(self.optimizer, loss, [*steps.signature, *figures])
+        steps.variables += self.optimizer.variables
 
     def draw(self, features: np.ndarray, images: np.ndarray, seed: np.ndarray):
         """Sample captions of `images` (I,), indices in the split; the same seed, the same captions.
