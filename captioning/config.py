@@ -92,9 +92,7 @@ class Config:
     @classmethod
     def from_options(cls, options: argparse.Namespace) -> "Config":
         """The values of parsed options."""
-        return cls(
-            **{field.name: getattr(options, field.name) for field in dataclasses.fields(cls)}
-        )
+        return cls(*(getattr(options, field.name) for field in dataclasses.fields(cls)))
 
     @classmethod
     def from_json(cls, values: dict) -> "Config":
@@ -115,16 +113,11 @@ class Config:
 
 def add_search_options(parser: argparse.ArgumentParser, width: int) -> None:
     """Add the options of decoding; `width` is the default beam width."""
-    parser.add_argument(
-        "--beam-width",
-        type=number(int, 1, MAX_BEAM_WIDTH),
-        default=width,
-        help="unfinished captions kept by beam search; 1 is greedy decoding (default: %(default)s)",
+    widths, penalties = number(int, 1, MAX_BEAM_WIDTH), number(float, 0, MAX_LENGTH_PENALTY)
+    text = "unfinished captions kept by beam search; 1 is greedy decoding (default: %(default)s)"
+    parser.add_argument("--beam-width", type=widths, default=width, help=text)
+    text = (
+        "length-normalisation exponent for beam search; higher favours longer captions; "
+        "ignored by greedy decoding (default: %(default)s)"
     )
-    parser.add_argument(
-        "--length-penalty",
-        type=number(float, 0, MAX_LENGTH_PENALTY),
-        default=LENGTH_PENALTY,
-        help="length-normalisation exponent for beam search; higher favours longer captions; "
-        "ignored by greedy decoding (default: %(default)s)",
-    )
+    parser.add_argument("--length-penalty", type=penalties, default=LENGTH_PENALTY, help=text)

@@ -20,6 +20,7 @@ from captioning.files import read_tensors, tensor_bytes
 from captioning.losses import cross_entropy
 from captioning.model import MergeDecoder
 from captioning.prepared import Prepared
+from captioning.steps import OneDevice, Steps
 from captioning.vocabulary import END, PAD, START
 
 # --- the loss ----------------------------------------------------------------------------------
