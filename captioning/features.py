@@ -54,7 +54,7 @@ class FeatureCache:
             raise InputError(f"{folder}: unfinished or of an old version; run {MADE_BY} again")
         try:
             arrays = {n: np.load(Path(folder, f"{n}.npy"), "r") for n in index.pop("arrays")}
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # NumPy's reader raises many types
             raise InputError(f"{folder}: damaged ({reason(error)}); run {MADE_BY} again") from None
         return cls(Path(folder), **index, **arrays)
 

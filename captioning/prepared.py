@@ -103,11 +103,14 @@ class Prepared:
         self.description = files.read_json(path, f"{MADE_BY} (another folder: --data)")
         if self.description.get("version") != VERSION:
             raise _unusable(path, "of another version")
-        self.image_folder = (folder / self.description["image_folder"]).resolve()
-        self.split_origin: str = self.description["split_origin"]
-        self.splits: dict[str, int] = self.description["splits"]  # name -> images
-        self.tokenizer: str = self.description["tokenizer"]
-        self.max_words: int = self.description["max_words"]
+        try:
+            self.image_folder = (folder / self.description["image_folder"]).resolve()
+            self.split_origin: str = self.description["split_origin"]
+            self.splits: dict[str, int] = self.description["splits"]  # name -> images
+            self.tokenizer: str = self.description["tokenizer"]
+            self.max_words: int = self.description["max_words"]
+        except KeyError as error:
+            raise _unusable(path, f"lacks {error}") from None
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -124,7 +127,7 @@ class Prepared:
         self._check_vocabulary(path, settings.get("vocabulary"))
         try:
             return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # NumPy's reader raises many types
             raise _unusable(path, reason(error)) from None
 
     def images(self, split: str) -> list[str]:
@@ -140,6 +143,8 @@ class Prepared:
         path = self._split_files(split)[1]
         header, tensors = files.read_tensors(path, MADE_BY)
         self._check_vocabulary(path, header.get("vocabulary"))
+        if tensors.keys() != CaptionTokens.__annotations__.keys():
+            raise _unusable(path, f"holds {', '.join(tensors)}")
         return CaptionTokens(**tensors)
 
     def _records(self, split: str) -> list[tuple[str, list[str]]]:

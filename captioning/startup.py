@@ -40,6 +40,8 @@ def import_tensorflow() -> None:
         with quiet_stderr():
             import keras
             import tensorflow as tf  # noqa: F401
+    except KeyboardInterrupt:
+        sys.exit(130)
     finally:
         gc.freeze()
         gc.enable()

@@ -5,6 +5,7 @@ folder itself appears in one rename, when both archives are complete, checked an
 """
 
 import argparse
+import contextlib
 import hashlib
 import shutil
 import struct
@@ -82,8 +83,12 @@ def download_flickr8k(folder: Path, source: str = SOURCE) -> None:
                 for name in ARCHIVES:
                     (work / name).unlink()
             finally:
-                if not any(path.stat().st_size for path in work.glob("*.zip*")):
-                    shutil.rmtree(work)
+                for part in (work / f"{name}.part" for name in ARCHIVES):
+                    if part.exists() and not part.stat().st_size:
+                        part.unlink()
+                (work / ".lock").unlink()
+                with contextlib.suppress(OSError):  # not empty: what has arrived stays
+                    work.rmdir()
     except OSError as error:
         raise write_error(folder, error, NEEDED_BYTES) from error
 
