@@ -4,6 +4,7 @@ import http.server
 import io
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,7 +143,14 @@ def test_the_command_brings_a_readable_data_set_once(server, tmp_path, capsys):
 
 
 def test_a_target_that_holds_or_is_something_else_is_left_alone(server, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "new.part").mkdir()
+    for mine in ("mine.txt", "new.part/mine.zip"):
+        (tmp_path / mine).write_text("mine")
+    with pytest.raises(InputError):
+        command("--to", tmp_path / "new", "--from", f"{server.url}/elsewhere")
+    assert list((tmp_path / "new.part").iterdir()) == [tmp_path / "new.part" / "mine.zip"]
+    shutil.rmtree(tmp_path / "new.part")
+    server.requests.clear()
     for target, said in ((tmp_path, "no data set"), (tmp_path / "mine.txt" / "x", "be written")):
         with pytest.raises(InputError, match=said):
             command("--to", target, "--from", server.url)

@@ -182,7 +182,10 @@ def test_missing_and_damaged_pieces_are_named_with_their_writer(folder, piece):
     (folder / piece).unlink()
     with pytest.raises(InputError, match=rf"(?i){piece}: .*no such file.*caption_extraction"):
         READERS[piece](Prepared(folder))
-    for damage in [b"", b"\xff garbage", whole[: len(whole) // 2], b"null\nnull\n", b"[]"]:
+    letters = ((b"image", b"imagf"), (b"offsets", b"offsett"), (b"'descr'", b"'des(r'"))
+    flipped = [whole.replace(*letter) for letter in letters if letter[0] in whole]
+    cut = whole[: len(whole) // 2]
+    for damage in [b"", b"\xff garbage", cut, b"null\nnull\n", b"[]", *flipped]:
         (folder / piece).write_bytes(damage)
         with pytest.raises(InputError, match=rf"{piece}.*caption_extraction\.ipynb") as error:
             READERS[piece](Prepared(folder))
