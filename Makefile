@@ -110,7 +110,7 @@ lint: $(VENV)/installed-dev ## ruff, on modules and notebooks
 
 test: lint ## lint and all tests
 	@$(heading) 'Tests'
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/installed ## speed and memory against the usual way: docs/performance.md; QUICK=1 for less
 	@$(heading) 'Benchmark'

@@ -31,7 +31,7 @@ from captioning.prepared import write_captions, write_embeddings
 from captioning.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = int(os.environ.get("KILLS", "4"))
+KILLS = int(os.environ.get("KILLS", "3"))
 SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(10**6)))
 PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 TIMEOUT = 600  # seconds; a test that gets there has failed
