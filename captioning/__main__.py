@@ -13,6 +13,7 @@ COMMANDS = {
     "web": "open a web page that captions photographs, on this machine",
     "train": "fit the model on a prepared folder: train.py",
     "download": "download Flickr8k",
+    "export": "write a checkpoint as a .tflite file, which captions without TensorFlow",
     "shards": "merge features that several machines extracted",
 }
 INTERRUPTED = "stopped; all files that were written are complete: run the same command again"

@@ -17,7 +17,7 @@ from captioning.encoders import WEIGHT_SUFFIXES, Encoder, encoder_label, load_en
 from captioning.errors import InputError
 from captioning.features import FeatureCache
 from captioning.files import shipped
-from captioning.vocabulary import END, TOKENIZERS
+from captioning.vocabulary import TOKENIZERS
 
 PRETRAINED = shipped("data/pretrained/captioner.safetensors")
 DECODED_AT_ONCE = 100  # images
@@ -90,10 +90,7 @@ class Captioner(PhotoCaptioner):
             batch = features[start : start + DECODED_AT_ONCE]
             found = self._search(beam_width, length_penalty, batch)(tf.constant(batch))
             for ids, logs in zip(*(part.numpy()[:, 0] for part in found), strict=True):
-                words = self.vocabulary.words_of(ids.tolist())
-                probabilities = np.exp(logs[: ids.tolist().index(END) + 1]).tolist()
-                text = self.vocabulary.join(words)
-                captions.append(Caption(text, tuple(words), tuple(probabilities)))
+                captions.append(Caption.from_ids(self.vocabulary, ids, logs))
         return captions
 
     def _search(self, beam_width: int, length_penalty: float, batch: np.ndarray):

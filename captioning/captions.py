@@ -14,6 +14,7 @@ import numpy as np
 from captioning.config import BEAM_WIDTH, LENGTH_PENALTY
 from captioning.errors import InputError, log
 from captioning.images import Photograph, load_image
+from captioning.vocabulary import END, Vocabulary
 
 OPENED_AT_ONCE = 16  # photographs
 
@@ -25,6 +26,13 @@ class Caption:
     text: str  # in lower case
     words: tuple[str, ...]
     probabilities: tuple[float, ...]  # of each word given those before it, and of the end
+
+    @classmethod
+    def from_ids(cls, vocabulary: Vocabulary, ids: np.ndarray, logs: np.ndarray) -> "Caption":
+        """The caption of word ids up to END, with their log-probabilities; both are (L,)."""
+        ids, words = ids.tolist(), vocabulary.words_of(ids.tolist())
+        probabilities = np.exp(logs[: ids.index(END) + 1]).tolist()
+        return cls(vocabulary.join(words), tuple(words), tuple(probabilities))
 
     @property
     def log_probability(self) -> float:
