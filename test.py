@@ -6,7 +6,7 @@
 
 Results go to stdout, everything else to stderr. Exit status: 0 done, 1 some of several images
 could not be captioned, 2 wrong usage or input. A photograph takes some seconds, nearly all of them
-to start TensorFlow.
+to start TensorFlow; with a .tflite file as --model, half a second.
 """
 
 import argparse
@@ -29,7 +29,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--image", nargs="+", metavar="FILE_OR_DIR", help="photographs or folders")
     what.add_argument("--split", help="score this split of --data, e.g. dev")
-    add("--model", metavar="CHECKPOINT", help=f"a checkpoint of train.py (default: {PRETRAINED})")
+    add("--model", metavar="FILE", help="a checkpoint of train.py, or for --image a .tflite file"
+        f" that was exported from one (default: {PRETRAINED})")  # fmt: skip
     add("--encoder", metavar="FILE", help="the model's encoder if it is not where it was in"
         " training: a .keras file, or the .h5 weights of a named CNN")  # fmt: skip
     add("--data", default="prepared", help="prepared folder for --split (default: %(default)s)")
@@ -52,6 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Do what the command line says; returns the exit status."""
     options = parse_arguments()
+    from captioning.captions import LIGHT_SUFFIX, load_captioner
     from captioning.files import require_writable
     from captioning.images import list_images
 
@@ -65,12 +67,9 @@ def main() -> int:
             require_writable(output)
     if options.attention and len(paths) != 1:
         raise InputError(f"--attention draws one picture, {len(paths)} were given")
-    from captioning.startup import import_tensorflow
-
-    import_tensorflow()
-    from captioning.captioner import Captioner
-
-    captioner = Captioner.load(options.model, options.encoder)
+    if options.split and str(options.model).endswith(LIGHT_SUFFIX):
+        raise InputError(f"{options.model}: --split needs a checkpoint of train.py")
+    captioner = load_captioner(options.model, options.encoder)
     if options.attention and not captioner.has_attention:
         raise InputError("this model has no attention to draw; leave out --attention")
     if options.split:

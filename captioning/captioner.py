@@ -45,7 +45,9 @@ class Captioner(PhotoCaptioner):
         cls, path: str | os.PathLike | None = None, encoder: str | os.PathLike | None = None
     ) -> "Captioner":
         """Load a checkpoint, the shipped captioner if `path` is None, or raise InputError."""
-        return cls(Checkpoint.load(path or PRETRAINED), encoder)
+        captioner = cls(Checkpoint.load(path or PRETRAINED), encoder)
+        captioner.source = str(path or PRETRAINED)
+        return captioner
 
     @cached_property
     def encoder(self) -> Encoder:

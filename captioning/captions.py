@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ import numpy as np
 
 from captioning.config import BEAM_WIDTH, LENGTH_PENALTY
 from captioning.errors import InputError, log
+from captioning.files import shipped
 from captioning.images import Photograph, load_image
 from captioning.vocabulary import END, Vocabulary
 
+LIGHT_SUFFIX = ".tflite"
+LIGHT = shipped("data/pretrained/captioner.tflite")
 OPENED_AT_ONCE = 16  # photographs
 
 
@@ -44,12 +48,12 @@ class Caption:
         """The geometric mean of the probabilities."""
         return math.exp(self.log_probability / len(self.probabilities))
 
-    def line(self, path: Path, as_json: bool) -> str:
-        """The caption of a file, as one line of text or JSON."""
+    def line(self, path: Path, as_json: bool, model: str) -> str:
+        """The caption of a file, as one line of text or JSON; `model` is the captioner's file."""
         if as_json:
             line = {"image": str(path), "caption": self.text}
             line |= {"log_probability": self.log_probability, "confidence": self.confidence}
-            return json.dumps(line, ensure_ascii=False)
+            return json.dumps({**line, "model": model}, ensure_ascii=False)
         name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
         return f"{name}: {self.text}"
 
@@ -58,12 +62,16 @@ class PhotoCaptioner(ABC):
     """Captions photographs with an encoder and a search.
 
     Attributes:
+        source: the file that it was loaded from.
         image_size: height and width that the encoder takes, pixels.
         has_attention: whether the captioner can say where it looked.
+        beam_widths: those that it can search with; None for all.
     """
 
+    source: str = ""
     image_size: int
     has_attention: bool
+    beam_widths: tuple[int, ...] | None = None
 
     @abstractmethod
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
@@ -137,10 +145,32 @@ class PhotoCaptioner(ABC):
                 continue
             if not found.text:
                 log(f"{path}: the caption is empty; train the model for longer")
-            print(found.line(path, options.json), flush=True)
+            print(found.line(path, options.json, self.source), flush=True)
             captions.append((path, found))
         failed = 1 if len(paths) > 1 else 2
         return captions, 0 if len(captions) == len(paths) else failed
+
+
+def load_captioner(
+    path: str | os.PathLike | None = None, encoder: str | os.PathLike | None = None
+) -> PhotoCaptioner:
+    """Load a `.tflite` file without TensorFlow, or a checkpoint (None: the shipped one) with it.
+
+    `encoder` is for a checkpoint, see `captioning.captioner.Captioner`. InputError if the file
+    cannot be used.
+    """
+    if path and Path(path).suffix == LIGHT_SUFFIX:
+        if encoder:
+            raise InputError(f"{path}: has its own encoder; leave out --encoder")
+        from captioning.extras.light import LightCaptioner
+
+        return LightCaptioner(path)
+    from captioning.startup import import_tensorflow
+
+    import_tensorflow()
+    from captioning.captioner import Captioner
+
+    return Captioner.load(path, encoder)
 
 
 def batched(items: Iterable, size: int) -> Iterator[list]:

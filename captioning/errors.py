@@ -58,6 +58,11 @@ def run(main: Callable[[], int | None], interrupted: str) -> NoReturn:
     except InputError as error:
         log(f"error: {error}")
         status = 2
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] == "captioning":
+            raise
+        log(f'error: {error.name} is not installed; pip install "captioning[train]"')
+        status = 2
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # as in `| head`
             log(f"error: {error}")

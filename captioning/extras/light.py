@@ -57,6 +57,7 @@ class LightCaptioner(PhotoCaptioner):
             width = int(self.information["beam_width"])
             with quiet_stderr():
                 model = Interpreter(str(path), num_threads=os.cpu_count())
+                model.allocate_tensors()  # prints which kernels it uses
                 names = model.get_signature_list()
                 self._run = {name: model.get_signature_runner(name) for name in names}
             self.image_size = self._input_shape("encode", "pixels")[1]

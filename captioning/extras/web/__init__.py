@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from captioning.captions import LIGHT, load_captioner
 from captioning.config import number
 from captioning.errors import InputError, log
-from captioning.startup import import_tensorflow
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=number(int, 0, 65535), default=8000, help=text)
     text = "address to listen on; 0.0.0.0 lets other computers in (default: %(default)s)"
     add("--host", default="127.0.0.1", help=text)
-    add("--model", metavar="CHECKPOINT", help="checkpoint of train.py (default: the shipped one)")
+    text = "checkpoint of train.py, or .tflite file exported from one (default: the shipped one)"
+    add("--model", metavar="FILE", help=text)
     add("--encoder", metavar="FILE", help="the model's encoder, if it is not found by its name")
 
 
@@ -36,13 +37,12 @@ def main(options: argparse.Namespace) -> None:
     with listen(options.host, options.port) as listener:  # fails before the model is loaded
         if options.host not in LOCAL:
             log(f"warning: everyone who can reach {options.host} can use the page; it has no login")
-        import_tensorflow()
-        from captioning.captioner import Captioner
-        from captioning.extras.web.app import DEFAULT_BEAM_WIDTH, describe, make_app, make_server
+        from captioning.extras.web.app import beam_widths, describe, make_app, make_server
 
-        captioner = Captioner.load(options.model, options.encoder)
+        default = None if options.encoder else LIGHT
+        captioner = load_captioner(options.model or default, options.encoder)
         grey = np.full((64, 64, 3), 127, np.uint8)
-        describe(captioner, grey, DEFAULT_BEAM_WIDTH)  # compiles the search, which takes seconds
+        describe(captioner, grey, beam_widths(captioner)[1])  # compiles the search if it is Keras'
         model = Path(options.model).name if options.model else "the pretrained captioner"
         server = make_server(make_app(captioner, model, options.host))
         log(f"Open {address(options.host, listener)} in a browser. Ctrl-C stops it.")

@@ -25,13 +25,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from captioning.captioner import Captioner
+from captioning.captions import PhotoCaptioner
+from captioning.config import BEAM_WIDTH
 from captioning.errors import InputError
 from captioning.files import shipped
 from captioning.images import Photograph, load_image
 
-BEAM_WIDTHS = (1, 3, 5, 10)
-DEFAULT_BEAM_WIDTH = 5
+BEAM_WIDTHS = (1, 3, 5, 10)  # of a captioner that has all
 MAX_BYTES = 20_000_000  # of an image file
 READ_AT_ONCE = 4  # image files in memory; other requests wait unread
 BODY_SECONDS = 60  # in which an image file must have arrived
@@ -49,7 +49,13 @@ HEADERS = {
 }
 
 
-def make_app(captioner: Captioner, model_name: str, host: str = "127.0.0.1") -> Starlette:
+def beam_widths(captioner: PhotoCaptioner) -> tuple[tuple[int, ...], int]:
+    """The beam widths that the page offers, and the one that is chosen at first."""
+    widths = captioner.beam_widths or BEAM_WIDTHS
+    return widths, BEAM_WIDTH if BEAM_WIDTH in widths else widths[-1]
+
+
+def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1") -> Starlette:
     """The page as an ASGI application.
 
     Args:
@@ -61,8 +67,11 @@ def make_app(captioner: Captioner, model_name: str, host: str = "127.0.0.1") -> 
     photographs = [p for p in sorted(shipped("images").glob("*.jpg")) if p.stem != "captioned"]
     files = {name: FOLDER / name for name in ("page.css", "page.js")}
     files |= {f"examples/{path.name}": path for path in photographs}
+    widths, default_width = beam_widths(captioner)
     settings = {
         "model": model_name,
+        "widths": widths,
+        "width": default_width,
         "attention": captioner.has_attention,
         "examples": [path.name for path in photographs],
         "limit": MAX_BYTES,
@@ -80,9 +89,9 @@ def make_app(captioner: Captioner, model_name: str, host: str = "127.0.0.1") -> 
         return FileResponse(files[name])
 
     async def caption(request: Request) -> Response:
-        width = request.query_params.get("beam_width", str(DEFAULT_BEAM_WIDTH))
-        if width not in map(str, BEAM_WIDTHS):
-            raise HTTPException(400, f"beam_width={width}: expected one of {BEAM_WIDTHS}")
+        width = request.query_params.get("beam_width", str(default_width))
+        if width not in map(str, widths):
+            raise HTTPException(400, f"beam_width={width}: expected one of {widths}")
         async with reading:
             photograph = io.BytesIO(await read_body(request))
             async with captioning:
@@ -110,7 +119,7 @@ def make_app(captioner: Captioner, model_name: str, host: str = "127.0.0.1") -> 
     )
 
 
-def describe(captioner: Captioner, photograph: Photograph, beam_width: int) -> dict:
+def describe(captioner: PhotoCaptioner, photograph: Photograph, beam_width: int) -> dict:
     """Caption a photograph with beam search, and greedily if that gives another caption.
 
     Args:

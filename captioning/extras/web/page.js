@@ -226,6 +226,8 @@ document.addEventListener("drop", (event) => {
   else tell("What was dropped is not a file; save the picture first.", true);
 });
 
+part("width").append(...settings.widths.map((width) =>
+  new Option(width === 1 ? "1 (greedy)" : width, width, width === settings.width, width === settings.width)));
 part("width").addEventListener("change", () => cards.forEach(enqueue));
 part("model").textContent = settings.model;
 part("hint").hidden = !settings.attention;
