@@ -78,10 +78,11 @@ def test_the_wheel_carries_the_program_and_its_models(wheel):
         "data/encoders/efficientnet_lite2.safetensors",
         "data/encoders/LICENSE",
         "data/pretrained/captioner.safetensors",
+        "data/pretrained/captioner.tflite",
     ):
         assert held[f"captioning/shipped/{name}"].file_size == (ROOT / name).stat().st_size
     assert "captioning/extras/report.html" in held
-    assert wheel.stat().st_size < 40e6
+    assert wheel.stat().st_size < 65e6
 
 
 def test_the_wheel_puts_nothing_beside_the_package(wheel):
@@ -97,7 +98,7 @@ def test_the_wheel_says_what_it_needs(wheel):
         (name,) = (name for name in archive.namelist() if name.endswith("dist-info/METADATA"))
         metadata = BytesParser().parsebytes(archive.read(name))
     assert (metadata["Name"], metadata["Version"]) == ("captioning", captioning.__version__)
-    assert metadata.get_all("Provides-Extra") == ["gpu"]
+    assert metadata.get_all("Provides-Extra") == ["gpu", "train"]
 
 
 def test_the_requirements_are_those_that_are_tested():
@@ -112,9 +113,10 @@ def test_the_requirements_are_those_that_are_tested():
     for line in [*PROJECT["dependencies"], *extras]:
         requirement = Requirement(line)
         assert requirement.specifier.contains(pinned[requirement.name]), line
-    needed = {Requirement(line).name for line in PROJECT["dependencies"]}
+    train = PROJECT["optional-dependencies"]["train"]
+    needed = {Requirement(line).name for line in [*PROJECT["dependencies"], *train]}
     listed = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    assert needed | {"jupyter", "papermill"} == set(re.findall(r"^(\w+)==", listed, re.MULTILINE))
+    assert needed | {"jupyter", "papermill", "adjustText"} == set(re.findall(r"^([\w-]+)==", listed, re.M))
 
 
 def test_an_installation_captions_from_any_folder(wheel, make_environment, tmp_path):
@@ -132,6 +134,29 @@ def test_an_installation_captions_from_any_folder(wheel, make_environment, tmp_p
     place = "import captioning; print(captioning.__file__)"
     assert str(ROOT) not in run(programs / "python", "-c", place, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_environment_captions_without_tensorflow(wheel, tmp_path):
+    venv.create(tmp_path / "empty", symlinks=True)
+    programs, working = tmp_path / "empty" / "bin", tmp_path / "working"
+    working.mkdir()
+    pip = [*PIP, "--python", programs / "python", "install", "--quiet"]
+    probe = subprocess.run(
+        [*map(str, pip), "--dry-run", "--no-deps", "filelock"], capture_output=True
+    )
+    if probe.returncode:
+        pytest.skip("needs a package index")
+    run(*pip, wheel)
+    find = "from importlib.util import find_spec as f; print(*map(f, ('tensorflow', 'keras')))"
+    assert run(programs / "python", "-c", find) == "None None\n"
+    out = run(programs / "caption", ROOT / "images" / "cat.jpg", cwd=working)
+    assert re.search(r"\w+( \w+){2,}", out)
+    assert run(programs / "caption-web", "--help", cwd=working).startswith("usage: ")
+    for command in (("caption-train",), ("caption", ROOT / "images/cat.jpg", "--beam-width", 3)):
+        told = run(programs / command[0], *command[1:], cwd=working, status=2)
+        assert re.fullmatch(
+            r'error: \w+ is not installed; pip install "captioning\[train\]"\n', told
+        )
 
 
 def test_an_editable_installation_runs_the_repository(make_environment, tmp_path):
