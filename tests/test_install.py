@@ -116,7 +116,8 @@ def test_the_requirements_are_those_that_are_tested():
     train = PROJECT["optional-dependencies"]["train"]
     needed = {Requirement(line).name for line in [*PROJECT["dependencies"], *train]}
     listed = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    assert needed | {"jupyter", "papermill", "adjustText"} == set(re.findall(r"^([\w-]+)==", listed, re.M))
+    notebooks = {"jupyter", "papermill", "adjustText"}
+    assert needed | notebooks == set(re.findall(r"^([\w-]+)==", listed, re.MULTILINE))
 
 
 def test_an_installation_captions_from_any_folder(wheel, make_environment, tmp_path):
@@ -141,10 +142,8 @@ def test_an_empty_environment_captions_without_tensorflow(wheel, tmp_path):
     programs, working = tmp_path / "empty" / "bin", tmp_path / "working"
     working.mkdir()
     pip = [*PIP, "--python", programs / "python", "install", "--quiet"]
-    probe = subprocess.run(
-        [*map(str, pip), "--dry-run", "--no-deps", "filelock"], capture_output=True
-    )
-    if probe.returncode:
+    probe = [*map(str, pip), "--dry-run", "--no-deps", "filelock"]
+    if subprocess.run(probe, capture_output=True).returncode:
         pytest.skip("needs a package index")
     run(*pip, wheel)
     find = "from importlib.util import find_spec as f; print(*map(f, ('tensorflow', 'keras')))"
