@@ -1,4 +1,4 @@
-"""Feed mutated files to the readers of untrusted files: captions, vectors, pictures, checkpoints.
+"""Feed mutated files to the readers: captions, vectors, pictures, checkpoints, `.tflite` files.
 
     python tests/fuzz.py --inputs 20000 --seed 0
 
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -32,10 +33,12 @@ from captioning.checkpoint import Checkpoint  # noqa: E402
 from captioning.config import Config  # noqa: E402
 from captioning.datasets import read_dataset  # noqa: E402
 from captioning.errors import InputError  # noqa: E402
+from captioning.extras.light import LightCaptioner, read_information, write_light  # noqa: E402
 from captioning.extras.vectors import read_vectors  # noqa: E402
 from captioning.files import read_tensors, tensor_bytes  # noqa: E402
 from captioning.images import load_image  # noqa: E402
 from captioning.model import MergeDecoder  # noqa: E402
+from captioning.startup import quiet_stderr  # noqa: E402
 from captioning.vocabulary import SPECIALS, Vocabulary  # noqa: E402
 
 SECONDS = 5
@@ -124,6 +127,39 @@ def mutated_checkpoint(data: bytes, dice: random.Random) -> bytes:
     return tensor_bytes(tensors, header)
 
 
+def light_files() -> list[bytes]:
+    """A small vocabulary behind a model of one operation."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    shape = tf.TensorSpec((1, 8, 8, 3), tf.uint8, "pixels")
+    module.encode = tf.function(lambda pixels: {"features": pixels[0, 0]}, [shape])
+    with tempfile.TemporaryDirectory() as folder, quiet_stderr():
+        tf.saved_model.save(module, folder, {"encode": module.encode})
+        model = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+        words = [*SPECIALS, "a", "dog"]
+        vocabulary = Vocabulary(words, [1] * len(words)).to_json()
+        path = Path(folder, "a.tflite")
+        write_light(path, model, {"beam_width": 5, "vocabulary": vocabulary})
+        return [path.read_bytes()]
+
+
+def mutated_light_file(data: bytes, dice: random.Random) -> bytes:
+    """Bytes or values of the JSON changed; never the model under a checksum that fits."""
+    if dice.random() < 0.5:
+        return mutated(data, dice)
+    with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
+        path = Path(file.name)
+        path.write_bytes(data)
+        information = read_information(path)
+        with zipfile.ZipFile(path) as archive:
+            model = data[: archive.infolist()[0].header_offset]
+        for _ in range(dice.randint(1, 3)):
+            change_value(information, dice)
+        write_light(path, model, information)
+        return path.read_bytes()
+
+
 TOKENS = "".join(f"a.jpg#{number}\ta dog runs {number} .\n" for number in range(5))
 LINES = '{"image": "a.jpg", "caption": "a dog"}\n{"image": "a.jpg", "captions": ["x", "y"]}\n'
 KARPATHY = json.dumps(
@@ -139,6 +175,7 @@ TARGETS = {
     "word vectors": (VECTORS, lambda path: read_vectors(path, ["dog"]), mutated, 0.2),
     "pictures": (pictures(), lambda path: load_image(path, 24), mutated, 0.2),
     "checkpoints": (checkpoints, Checkpoint.load, mutated_checkpoint, 0.05),
+    "light files": (light_files, LightCaptioner, mutated_light_file, 0.05),
 }
 
 
