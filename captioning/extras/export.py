@@ -1,10 +1,8 @@
 """A checkpoint as one LiteRT file: CNN, search and vocabulary, for captions without TensorFlow.
 
     python -m captioning export weights/best.safetensors captioner.tflite
-    python -m captioning export weights/best.safetensors small.tflite --precision int8
 
-Half a minute. The file captions greedily and with the beam width that is given here; the search is
-that of captioning/decoding.py, converted for one image.
+Half a minute. The search is that of captioning/decoding.py, converted for one image.
 """
 
 import argparse
@@ -12,10 +10,10 @@ import tempfile
 from pathlib import Path
 
 from captioning.config import BEAM_WIDTH, MAX_BEAM_WIDTH, number
-from captioning.errors import InputError, log, reason
+from captioning.errors import InputError, log
+from captioning.extras.light import write_light
 from captioning.files import require_writable
-
-PRECISIONS = ("float16", "float32", "int8")
+from captioning.startup import import_tensorflow, quiet_stderr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,32 +24,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "the width of beam search; greedy decoding is always included (default: %(default)s)"
     add("--beam-width", type=number(int, 1, MAX_BEAM_WIDTH), default=BEAM_WIDTH, help=text)
     text = "of the stored weights; int8: dynamic range, smallest (default: %(default)s)"
-    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help=text)
+    add("--precision", choices=("float16", "float32", "int8"), default="float16", help=text)
     add("--encoder", metavar="FILE", help="the model's encoder if it is not where it was")
 
 
 def main(options: argparse.Namespace) -> None:
-    """Export a checkpoint."""
+    """Write the file."""
     if Path(options.output).suffix != ".tflite":
         raise InputError(f"{options.output}: expected a name ending in .tflite")
     require_writable(options.output)
-    from captioning.startup import import_tensorflow
-
     import_tensorflow()
     from captioning.captioner import Captioner
     from captioning.checkpoint import Checkpoint
-    from captioning.extras.light import write_light
 
-    captioner = Captioner(Checkpoint.load(options.checkpoint, "float32"), options.encoder)
+    checkpoint = Checkpoint.load(options.checkpoint, "float32")
+    captioner = Captioner(checkpoint, options.encoder)
+    information = {"beam_width": options.beam_width, "precision": options.precision}
+    information |= {"encoder": checkpoint.encoder, "facts": checkpoint.facts}
+    information["vocabulary"] = checkpoint.vocabulary.to_json()
     model = convert(captioner, options.beam_width, options.precision)
-    checkpoint = captioner.checkpoint
-    information = {
-        "beam_width": options.beam_width,
-        "precision": options.precision,
-        "encoder": checkpoint.encoder,
-        "vocabulary": checkpoint.vocabulary.to_json(),
-        "facts": checkpoint.facts,
-    }
     write_light(options.output, model, information)
     log(f"wrote {options.output}, {Path(options.output).stat().st_size / 1e6:.1f} MB")
 
@@ -60,12 +51,9 @@ def convert(captioner, beam_width: int, precision: str) -> bytes:
     """A LiteRT model with the signatures of `captioning.extras.light`, weights included."""
     import tensorflow as tf
 
-    from captioning.startup import quiet_stderr
-
-    module = tf.Module()
+    module, functions = tf.Module(), signatures(captioner, beam_width)
     weights = [*captioner.model.weights, *captioner.encoder.model.weights]
-    module.variables_ = [weight.value for weight in weights]  # else they would not be saved
-    functions = signatures(captioner, beam_width)
+    module.weights = [weight.value for weight in weights]  # what is saved with the functions
     with tempfile.TemporaryDirectory() as folder, quiet_stderr():
         tf.saved_model.save(module, folder, functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, list(functions))
@@ -73,11 +61,7 @@ def convert(captioner, beam_width: int, precision: str) -> bytes:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        try:
-            return converter.convert()
-        except Exception as error:  # of many types, for operations that LiteRT lacks
-            problem = f"LiteRT cannot run this model ({reason(error)})"
-            raise InputError(f"{captioner.checkpoint.encoder['name']}: {problem}") from None
+        return converter.convert()
 
 
 def signatures(captioner, beam_width: int) -> dict:
@@ -87,13 +71,12 @@ def signatures(captioner, beam_width: int) -> dict:
     from captioning.decoding import beam_search, decode_greedily
 
     model, size, max_words = captioner.model, captioner.image_size, captioner.model.config.max_words
-    features = tf.TensorSpec((1, *model.feature_shape), tf.float32, "features")
+    features = tf.TensorSpec((1, *model.feature_shape), tf.float32)
 
     def encode(pixels):
         grid = captioner.encoder.model(tf.cast(pixels, tf.float32), training=False)
-        if not model.has_attention and len(grid.shape) == 4:
-            grid = tf.reduce_mean(grid, (1, 2))
-        return {"features": tf.reshape(grid, features.shape)}
+        grid = tf.reshape(grid, (1, -1, model.feature_shape[-1]))  # (1, P, C)
+        return {"features": grid if model.has_attention else tf.reduce_mean(grid, axis=1)}
 
     def greedy(features):
         return decode_greedily(model, features, max_words)._asdict()
@@ -112,15 +95,14 @@ def signatures(captioner, beam_width: int) -> dict:
         _, weights = model.merge(outputs, model.encode_image(features))  # (1, heads, L, P)
         return {"maps": tf.reduce_mean(weights, axis=1)}
 
-    made = {
-        "encode": (encode, tf.TensorSpec((1, size, size, 3), tf.uint8, "pixels")),
-        "greedy": (greedy, features),
+    inputs = {
+        encode: [tf.TensorSpec((1, size, size, 3), tf.uint8)],
+        greedy: [features],
+        beam: [features, tf.TensorSpec((), tf.float32)],
+        attention: [features, tf.TensorSpec((1, max_words + 1), tf.int32)],
     }
-    if beam_width > 1:
-        made["beam"] = (beam, features, tf.TensorSpec((), tf.float32, "length_penalty"))
-    if model.has_attention:
-        made["attention"] = (attention, features, tf.TensorSpec((1, max_words + 1), tf.int32))
-    return {
-        name: tf.function(function, input_signature=inputs, autograph=False)
-        for name, (function, *inputs) in made.items()
-    }
+    if beam_width == 1:
+        del inputs[beam]
+    if not model.has_attention:
+        del inputs[attention]
+    return {f.__name__: tf.function(f, inputs[f], autograph=False) for f in inputs}
