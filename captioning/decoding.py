@@ -16,7 +16,6 @@ import tensorflow as tf
 from captioning.vocabulary import END, PAD, START, UNKNOWN
 
 IMPOSSIBLE = -1e9  # added to a log-probability
-SHRINK_BELOW = 3 / 4  # of the images are unfinished: the finished ones leave the batch
 
 
 class Captions(NamedTuple):
@@ -57,49 +56,41 @@ def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Calla
     a finished image's `found`. `extend` (t, image, found, state) -> found, state after word t.
     """
     first = tf.nest.flatten(found)[0]
-    one_image = first.shape[0] == 1
+    one_image = first.shape[0] == 1  # all shapes stay static, as XLA needs them
+
+    def store(results, places, found):
+        return tf.nest.map_structure(
+            lambda old, new: tf.tensor_scatter_nd_update(old, places[:, None], new), results, found
+        )
+
+    def extend_and_shrink(t, results, places, image, found, state):
+        found, state = extend(t, image, found, state)
+        batch = (results, places, image, found, state)
+        if one_image:
+            return t + 1, *batch
+        unfinished = tf.where(is_open(found, state))[:, 0]
+
+        def shrink():
+            kept = tf.nest.map_structure(lambda x: tf.gather(x, unfinished), batch[1:])
+            return store(results, places, found), *kept
+
+        # shrinking copies what is kept: it is worth it once a quarter is finished
+        is_worth_it = 4 * tf.size(unfinished) <= 3 * tf.size(places)
+        return t + 1, *tf.cond(is_worth_it, shrink, lambda: batch)
 
     def shapes(tensors):
         images = 1 if one_image else None
         return tf.nest.map_structure(lambda x: tf.TensorShape([images, *x.shape[1:]]), tensors)
 
-    def extend_until(t, image, found, state, enough):
-        """Extend all captions until at most `enough` images are unfinished."""
-
-        def goes_on(t, found, state):
-            still_open = tf.math.count_nonzero(is_open(found, state), dtype=tf.int32)
-            return (t < steps) & (still_open > enough)
-
-        return tf.while_loop(
-            goes_on,
-            lambda t, found, state: (t + 1, *extend(t, image, found, state)),
-            (t, found, state),
-            (tf.TensorShape([]), shapes(found), shapes(state)),
-        )
-
-    if one_image:  # all shapes are static, as XLA needs them
-        return extend_until(0, image, found, state, 0)[1]
-
-    def shrink(t, places, image, found, state, results):
-        """Extend until a quarter is finished; store what was found, keep the unfinished images."""
-        enough = tf.cast(SHRINK_BELOW * tf.cast(tf.size(places), tf.float32), tf.int32)
-        t, found, state = extend_until(t, image, found, state, enough)
-        results = tf.nest.map_structure(
-            lambda old, new: tf.tensor_scatter_nd_update(old, places[:, None], new), results, found
-        )
-        still_open = tf.where(is_open(found, state))[:, 0]
-        kept = (places, image, found, state)
-        kept = tf.nest.map_structure(lambda x: tf.gather(x, still_open), kept)
-        return t, *kept, results
-
-    variables = (0, tf.range(tf.shape(first)[0]), image, found, state, found)
-    *_, results = tf.while_loop(
-        lambda t, places, *_: (t < steps) & (tf.size(places) > 0),
-        shrink,
+    variables = (0, found, tf.range(tf.shape(first)[0]), image, found, state)
+    _, results, places, _, found, _ = tf.while_loop(
+        lambda t, results, places, image, found, state: tf.reduce_any(is_open(found, state)),
+        extend_and_shrink,
         variables,
         (tf.TensorShape([]), *map(shapes, variables[1:])),
+        maximum_iterations=steps,
     )
-    return results
+    return found if one_image else store(results, places, found)
 
 
 def _image_count(features: tf.Tensor) -> int | tf.Tensor:
@@ -126,11 +117,28 @@ def decode_greedily(model, features: tf.Tensor, max_words: int) -> Captions:
     return _decode(model, features, 1, max_words, lambda scores, t: tf.argmax(scores, axis=-1))
 
 
-def sample(model, features: tf.Tensor, samples: int, seed: tf.Tensor, max_words: int) -> Captions:
-    """Draw `samples` captions per image from the model's distribution."""
+def sample(
+    model,
+    features: tf.Tensor,
+    samples: int,
+    seed: tf.Tensor,
+    max_words: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Captions:
+    """Draw `samples` captions per image from the model's distribution.
+
+    A `temperature` below 1 prefers probable words. Only the most probable words, which have
+    `top_p` of the probability between them, are drawn (nucleus sampling, Holtzman et al. 2020).
+    """
 
     def draw(scores: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-        flat = tf.reshape(scores, (-1, tf.shape(scores)[-1]))
+        flat = tf.reshape(scores, (-1, tf.shape(scores)[-1])) / temperature
+        if top_p < 1:
+            ranked = tf.sort(tf.nn.softmax(flat), direction="DESCENDING")
+            kept = tf.cumsum(ranked, axis=-1, exclusive=True) < top_p
+            least = tf.reduce_min(tf.where(kept, ranked, 1.0), axis=-1, keepdims=True)
+            flat += IMPOSSIBLE * tf.cast(tf.nn.softmax(flat) < least, tf.float32)
         drawn = tf.random.stateless_categorical(flat, 1, seed + tf.stack([t, 0]))
         return tf.reshape(drawn, tf.shape(scores)[:2])
 
@@ -163,14 +171,19 @@ def _decode(model, features, width: int, max_words: int, choose: Callable) -> Ca
 
 
 def beam_search(
-    model, features: tf.Tensor, beam_width: int, length_penalty: float, max_words: int
+    model,
+    features: tf.Tensor,
+    beam_width: int,
+    length_penalty: float,
+    max_words: int,
+    n_best: int = 1,
 ) -> Captions:
-    """Search for the caption with the largest log-probability / length ** length_penalty.
+    """Search for the captions with the largest log-probability / length ** length_penalty.
 
-    The length counts END. `beam_width` unfinished captions are kept, and the best finished one
+    The length counts END. `beam_width` unfinished captions are kept, and the best finished ones
     apart from them, so a short caption does not displace a longer one before both are finished.
-    The search of an image ends when no unfinished caption can become better. One caption per
-    image of features (I, ...).
+    The search of an image ends when no unfinished caption can become better. `n_best` captions
+    per image of features (I, ...), the best first; all pads where the search found fewer.
     """
     images, width = _image_count(features), beam_width
 
@@ -178,7 +191,7 @@ def beam_search(
         # log-probabilities only fall, so an unfinished caption can at best keep its sum and be
         # divided by the greatest length
         (_, best_score), (_, total, *_) = found, state
-        return total[:, 0] / float(max_words + 1) ** length_penalty > best_score[:, 0]
+        return total[:, 0] / float(max_words + 1) ** length_penalty > best_score[:, -1]
 
     def extend(t, image, found, state):
         (best, best_score), (alive, total, words, state) = found, state
@@ -188,7 +201,8 @@ def beam_search(
         ending = scores[:, :, END]
         ended = alive.append(t, tf.fill(tf.shape(words), END), ending)
         ended_score = (total + ending) / tf.cast(t + 1, tf.float32) ** length_penalty
-        best_score, place = tf.math.top_k(tf.concat([best_score, ended_score], 1), 1)
+        ended_score = tf.where(total > IMPOSSIBLE / 2, ended_score, IMPOSSIBLE)
+        best_score, place = tf.math.top_k(tf.concat([best_score, ended_score], 1), n_best)
         both = Captions(*(tf.concat(parts, 1) for parts in zip(best, ended, strict=True)))
         best = both.take(place)
 
@@ -204,7 +218,7 @@ def beam_search(
         state = [tf.gather(part, beam, batch_dims=1) for part in state]
         return (best, best_score), (alive, total, words, state)
 
-    found = _empty(images, 1, max_words), tf.fill((images, 1), IMPOSSIBLE)
+    found = _empty(images, n_best, max_words), tf.fill((images, n_best), IMPOSSIBLE)
     # all beams start equal: only the first may be extended, or they would stay copies
     total = tf.tile([[0.0] + [IMPOSSIBLE] * (width - 1)], (images, 1))
     words = tf.fill((images, width), START)

@@ -61,15 +61,15 @@ class Scripted:
             prefix = prefix * SIZE + word
         return [*caption, END]
 
-    def optimum(self, script, max_words, length_penalty):
-        """The best of all captions, found by trying every one."""
+    def ranked(self, script, max_words, length_penalty):
+        """All captions, the best first."""
         captions = [
             [*words, END]
             for length in range(max_words + 1)
             for words in itertools.product(WORDS, repeat=length)
         ]
-        return max(
-            captions, key=lambda c: self.log_probability(script, c) / len(c) ** length_penalty
+        return sorted(
+            captions, key=lambda c: -self.log_probability(script, c) / len(c) ** length_penalty
         )
 
 
@@ -109,8 +109,28 @@ def test_a_wide_beam_finds_the_optimum(seed, length_penalty):
     found = beam_search(model, FEATURES, EVERY_CAPTION, length_penalty, MAX_WORDS)
     for script, rows, total in zip((0, 1, 0), found.words.numpy(), totals(found), strict=True):
         best = trimmed(rows[0])
-        assert best == model.optimum(script, MAX_WORDS, length_penalty)
+        assert best == model.ranked(script, MAX_WORDS, length_penalty)[0]
         assert total[0] == pytest.approx(model.log_probability(script, best), abs=1e-4)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 2.0])
+def test_the_n_best_of_a_wide_beam_are_the_n_best_of_all(length_penalty):
+    model = Scripted(4)
+    found = beam_search(model, FEATURES, EVERY_CAPTION, length_penalty, MAX_WORDS, n_best=7)
+    assert found.words.shape == (3, 7, MAX_WORDS + 1)
+    for script, rows, total in zip((0, 1, 0), found.words.numpy(), totals(found), strict=True):
+        captions = [trimmed(row) for row in rows]
+        assert captions == model.ranked(script, MAX_WORDS, length_penalty)[:7]
+        expected = [model.log_probability(script, caption) for caption in captions]
+        assert total == pytest.approx(expected, abs=1e-4)
+
+
+def test_alternatives_that_do_not_exist_are_pads():
+    captions = 1 + len(WORDS)  # of one word at most
+    found = beam_search(Scripted(2), FEATURES, 20, 0.7, 1, n_best=10)
+    assert len({tuple(row) for row in found.words[0, :captions].numpy()}) == captions
+    assert (found.words.numpy()[:, :captions] == END).any(-1).all()
+    assert not found.words.numpy()[:, captions:].any()
 
 
 class Chain:
@@ -269,6 +289,26 @@ def test_samples_follow_the_distribution():
     assert both == pytest.approx(expected[WORDS[0]] ** 2, abs=0.01)
     said = np.log(probabilities)[first] + np.where(first == END, 0, np.log(probabilities[END]))
     np.testing.assert_allclose(totals(found).ravel(), said, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "expected"),
+    [
+        (0.5, 1.0, {END: 4, 4: 9, 5: 4, 6: 1}),  # squares of the probabilities
+        (1.0, 0.5, {END: 2, 4: 3, 5: 2}),  # 2 and 2 are equally probable: both stay
+        (1.0, 0.3, {4: 1}),
+    ],
+)
+def test_temperature_and_top_p_sharpen_the_distribution(temperature, top_p, expected):
+    model = Constant([0.05, 0.05, 0.2, 0.1, 0.3, 0.2, 0.1])
+    draw = (5000, tf.constant([3, 1]), 1, temperature, top_p)
+    found = sample(model, tf.zeros((4, 1)), *draw)
+    counts = np.bincount(found.words.numpy()[:, :, 0].ravel(), minlength=SIZE)
+    wanted = np.array([expected.get(word, 0) for word in range(SIZE)])
+    np.testing.assert_allclose(counts / counts.sum(), wanted / wanted.sum(), atol=0.012)
+    first = found.words.numpy()[:, :, 0].ravel()  # probabilities are those of the model
+    said = found.log_probabilities.numpy()[:, :, 0].ravel()
+    np.testing.assert_allclose(said, model.scores.numpy()[first], rtol=1e-5)
 
 
 def test_the_same_seed_draws_the_same_samples():
