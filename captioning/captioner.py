@@ -84,37 +84,41 @@ class Captioner(PhotoCaptioner):
         return [caption.text for caption in captions]
 
     def caption_features(
-        self, features: np.ndarray, beam_width: int, length_penalty: float = LENGTH_PENALTY
+        self,
+        features: np.ndarray,
+        beam_width: int,
+        length_penalty: float = LENGTH_PENALTY,
+        n_best: int = 1,
     ) -> list[Caption]:
         """Caption encoded images (images, *feature_shape), float16 or float32: one each."""
         captions = []
         for start in range(0, len(features), DECODED_AT_ONCE):
             batch = features[start : start + DECODED_AT_ONCE]
-            found = self._search(beam_width, length_penalty, batch)(tf.constant(batch))
-            for ids, logs in zip(*(part.numpy()[:, 0] for part in found), strict=True):
-                captions.append(Caption.from_ids(self.vocabulary, ids, logs))
+            found = self._search(beam_width, length_penalty, n_best, batch)(tf.constant(batch))
+            for ids, logs in zip(*(part.numpy() for part in found), strict=True):
+                captions.append(Caption.from_search(self.vocabulary, ids.tolist(), logs))
         return captions
 
-    def _search(self, beam_width: int, length_penalty: float, batch: np.ndarray):
+    def _search(self, beam_width: int, length_penalty: float, n_best: int, batch: np.ndarray):
         """The compiled search: features -> Captions.
 
         A step for one image is so little work that launching its operations dominates; XLA fuses
         them. Not in bfloat16, where XLA rounds elsewhere and the caption could change.
         """
-        if beam_width < 1 or not 0 <= length_penalty <= MAX_LENGTH_PENALTY:
+        if min(beam_width, n_best) < 1 or not 0 <= length_penalty <= MAX_LENGTH_PENALTY:
             raise InputError(
-                f"beam_width = {beam_width}, length_penalty = {length_penalty}: expected a width "
-                f"from 1 up and a penalty from 0 to {MAX_LENGTH_PENALTY:g}"
+                f"beam_width = {beam_width}, n_best = {n_best}, length_penalty = {length_penalty}: "
+                f"expected numbers from 1 up and a penalty from 0 to {MAX_LENGTH_PENALTY:g}"
             )
-        is_one = len(batch) == 1
-        key = (int(beam_width), float(length_penalty), batch.dtype, is_one)
+        is_one, width = len(batch) == 1, max(beam_width, n_best)
+        key = (int(width), float(length_penalty), int(n_best), batch.dtype, is_one)
         if key not in self._searches:
             max_words = self.model.config.max_words
 
             def search(features):
-                if beam_width == 1:
+                if width == 1:
                     return decode_greedily(self.model, features, max_words)
-                return beam_search(self.model, features, *key[:2], max_words)
+                return beam_search(self.model, features, *key[:2], max_words, key[2])
 
             shape = (1 if is_one else None, *self.model.feature_shape)
             self._searches[key] = tf.function(

@@ -7,7 +7,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,21 @@ class Caption:
     text: str  # in lower case
     words: tuple[str, ...]
     probabilities: tuple[float, ...]  # of each word given those before it, and of the end
+    alternatives: tuple["Caption", ...] = ()  # further captions of the same image, by rank
 
     @classmethod
-    def from_ids(cls, vocabulary: Vocabulary, ids: np.ndarray, logs: np.ndarray) -> "Caption":
-        """The caption of word ids up to END, with their log-probabilities; both are (L,)."""
-        ids, words = ids.tolist(), vocabulary.words_of(ids.tolist())
-        probabilities = np.exp(logs[: ids.index(END) + 1]).tolist()
-        return cls(vocabulary.join(words), tuple(words), tuple(probabilities))
+    def from_search(cls, vocabulary: Vocabulary, found, log_probabilities) -> "Caption":
+        """The first of one image's captions, with the others as alternatives.
+
+        Word ids up to END and their log-probabilities, both (N, L); a search may find fewer.
+        """
+        captions = []
+        for ids, logs in zip(found, log_probabilities, strict=True):
+            if END in (ids := [int(word) for word in ids]):
+                words = vocabulary.words_of(ids)
+                probabilities = np.exp(logs[: ids.index(END) + 1]).tolist()
+                captions.append(cls(vocabulary.join(words), tuple(words), tuple(probabilities)))
+        return replace(captions[0], alternatives=tuple(captions[1:]))
 
     @property
     def log_probability(self) -> float:
@@ -48,14 +56,21 @@ class Caption:
         """The geometric mean of the probabilities."""
         return math.exp(self.log_probability / len(self.probabilities))
 
+    def to_json(self) -> dict:
+        """The caption, its probabilities and its alternatives, as a JSON object."""
+        found = {"caption": self.text, "log_probability": self.log_probability}
+        found["confidence"] = self.confidence
+        if self.alternatives:
+            found["alternatives"] = [caption.to_json() for caption in self.alternatives]
+        return found
+
     def line(self, path: Path, as_json: bool, model: str) -> str:
-        """The caption of a file, as one line of text or JSON; `model` is the captioner's file."""
+        """The caption of a file, as one line of JSON, or of text for each alternative."""
         if as_json:
-            line = {"image": str(path), "caption": self.text}
-            line |= {"log_probability": self.log_probability, "confidence": self.confidence}
-            return json.dumps({**line, "model": model}, ensure_ascii=False)
+            line = {"image": str(path), **self.to_json(), "model": model}
+            return json.dumps(line, ensure_ascii=False)
         name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
-        return f"{name}: {self.text}"
+        return "\n".join(f"{name}: {caption.text}" for caption in (self, *self.alternatives))
 
 
 class PhotoCaptioner(ABC):
@@ -79,42 +94,60 @@ class PhotoCaptioner(ABC):
 
     @abstractmethod
     def caption_features(
-        self, features: np.ndarray, beam_width: int, length_penalty: float = LENGTH_PENALTY
+        self,
+        features: np.ndarray,
+        beam_width: int,
+        length_penalty: float = LENGTH_PENALTY,
+        n_best: int = 1,
     ) -> list[Caption]:
-        """Caption encoded images (images, *feature_shape): one caption each."""
+        """Caption encoded images (images, *feature_shape): one each, with n_best - 1 alternatives.
+
+        The beam is at least `n_best` wide.
+        """
 
     def caption(
         self,
         images: Photograph | Iterable[Photograph],
         beam_width: int = BEAM_WIDTH,
         length_penalty: float = LENGTH_PENALTY,
-    ) -> str | list[str]:
+        n_best: int | None = None,
+    ) -> str | list[str] | list[list[str]]:
         """Caption one photograph (-> text) or several (-> list), or raise InputError.
 
         Beam search keeps `beam_width` unfinished captions; 1 is greedy decoding. For the length
-        penalty see `captioning.decoding.beam_search`.
+        penalty see `captioning.decoding.beam_search`. With `n_best` each text is a list of up to
+        so many, the best first.
         """
-        found = self.describe(images, beam_width, length_penalty)
-        return found.text if isinstance(found, Caption) else [caption.text for caption in found]
+
+        def texts(found: Caption) -> str | list[str]:
+            return found.text if n_best is None else [c.text for c in (found, *found.alternatives)]
+
+        found = self.describe(images, beam_width, length_penalty, n_best or 1)
+        return texts(found) if isinstance(found, Caption) else list(map(texts, found))
 
     def describe(
         self,
         images: Photograph | Iterable[Photograph],
         beam_width: int = BEAM_WIDTH,
         length_penalty: float = LENGTH_PENALTY,
+        n_best: int = 1,
     ) -> Caption | list[Caption]:
-        """As `caption`, with the probability of each word."""
+        """As `caption`, with the probability of each word; alternatives if `n_best` > 1."""
         if isinstance(images, Photograph):
-            return self.describe([images], beam_width, length_penalty)[0]
+            return self.describe([images], beam_width, length_penalty, n_best)[0]
         captions = []
-        for _, found in self.caption_each(images, beam_width, length_penalty):
+        for _, found in self.caption_each(images, beam_width, length_penalty, n_best):
             if isinstance(found, InputError):
                 raise found
             captions.append(found)
         return captions
 
     def caption_each(
-        self, images: Iterable[Photograph], beam_width: int, length_penalty: float
+        self,
+        images: Iterable[Photograph],
+        beam_width: int,
+        length_penalty: float,
+        n_best: int = 1,
     ) -> Iterator[tuple[Photograph, Caption | InputError]]:
         """Yield each photograph with its caption, or with the error if it cannot be read."""
 
@@ -130,7 +163,8 @@ class PhotoCaptioner(ABC):
             captions = iter(())
             if pixels:
                 features = self.encode(pixels)
-                captions = iter(self.caption_features(features, beam_width, length_penalty))
+                search = (beam_width, length_penalty, n_best)
+                captions = iter(self.caption_features(features, *search))
             for image, picture in zip(batch, loaded, strict=True):
                 yield image, picture if isinstance(picture, InputError) else next(captions)
 
@@ -139,7 +173,8 @@ class PhotoCaptioner(ABC):
     ) -> tuple[list[tuple[Path, Caption]], int]:
         """Print the caption of each file, or its error to stderr; returns captions, exit status."""
         captions = []
-        for path, found in self.caption_each(paths, options.beam_width, options.length_penalty):
+        search = (options.beam_width, options.length_penalty, options.n_best)
+        for path, found in self.caption_each(paths, *search):
             if isinstance(found, InputError):
                 log(f"error: {found}")
                 continue

@@ -121,3 +121,4 @@ def add_search_options(parser: argparse.ArgumentParser, width: int) -> None:
         "ignored by greedy decoding (default: %(default)s)"
     )
     parser.add_argument("--length-penalty", type=penalties, default=LENGTH_PENALTY, help=text)
+    parser.set_defaults(n_best=1)  # an option of `caption` alone

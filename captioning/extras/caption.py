@@ -6,8 +6,8 @@ unless an option does.
 
 import argparse
 
-from captioning.captions import LIGHT, load_captioner
 from captioning.config import BEAM_WIDTH, add_search_options
+from captioning.extras.searches import add_options, find_captioner
 from captioning.images import list_images
 
 
@@ -19,12 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " was exported from one (default: the shipped ones)")  # fmt: skip
     add("--encoder", metavar="FILE", help="the model's encoder if it is not where it was")
     add_search_options(parser, BEAM_WIDTH)
+    add_options(parser)
     add("--json", action="store_true", help="one JSON object per line instead of text")
 
 
 def main(options: argparse.Namespace) -> int:
     """Print a caption for each photograph; returns the exit status."""
     paths = list_images(options.images)
-    needs_keras = options.encoder or options.beam_width not in (1, BEAM_WIDTH)
-    captioner = load_captioner(options.model or (None if needs_keras else LIGHT), options.encoder)
+    captioner = find_captioner(options)
     return captioner.print_captions(paths, options)[1]

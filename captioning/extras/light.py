@@ -75,9 +75,15 @@ class LightCaptioner(PhotoCaptioner):
         return np.concatenate([self._run["encode"](pixels=p[None])["features"] for p in pixels])
 
     def caption_features(
-        self, features: np.ndarray, beam_width: int, length_penalty: float = LENGTH_PENALTY
+        self,
+        features: np.ndarray,
+        beam_width: int,
+        length_penalty: float = LENGTH_PENALTY,
+        n_best: int = 1,
     ) -> list[Caption]:
         """Caption encoded images (images, *feature_shape), float16 or float32: one each."""
+        if n_best > 1:
+            raise InputError(f"{self.source}: has the best caption alone; use a checkpoint")
         if beam_width not in self.beam_widths:
             widths = " and ".join(map(str, self.beam_widths))
             raise InputError(
@@ -91,8 +97,8 @@ class LightCaptioner(PhotoCaptioner):
             else:
                 penalty = np.float32(length_penalty)
                 found = self._run["beam"](features=feature[None], length_penalty=penalty)
-            ids, logs = found["words"][0, 0], found["log_probabilities"][0, 0]
-            captions.append(Caption.from_ids(self.vocabulary, ids, logs))
+            parts = found["words"][0].tolist(), found["log_probabilities"][0]
+            captions.append(Caption.from_search(self.vocabulary, *parts))
         return captions
 
     def attention(self, features: np.ndarray, captions: Sequence[str]) -> list[np.ndarray]:
