@@ -97,7 +97,7 @@ PIXELS = np.zeros((6, 8, 3), np.uint8)
         ("nothing.jpg", "nothing.jpg: no such file"),
         (Image.new("1", (20_000, 10_000)), "the picture: too large"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_what_is_no_photograph_is_an_input_error(captioner, given, told):
     with pytest.raises(InputError, match=told):
