@@ -27,8 +27,10 @@ import keras
 import numpy as np
 
 from captioning.captioner import Captioner
+from captioning.captions import LIGHT
 from captioning.config import LENGTH_PENALTY
 from captioning.encoders import BUNDLED, Encoder, load_encoder
+from captioning.extras.light import LightCaptioner
 from captioning.extras.vectors import read_vectors
 from captioning.features import BATCH_SIZE, FeatureCache, cache_folder, extract_features
 from captioning.files import write_json
@@ -265,6 +267,43 @@ def pytorch(bench: Bench) -> Iterator[Row]:
         yield faster(f"{encoder.name} against PyTorch", "images/s", found, 1)
 
 
+# --- without TensorFlow ---------------------------------------------------------------------------
+
+
+def light(bench: Bench) -> Iterator[Row]:
+    """The shipped `.tflite` file: a whole process, one photograph, and its CNN alone."""
+    photograph = bench.photographs[0]
+    jobs = {
+        "usual": partial(process_seconds, "test.py", "--image", photograph),
+        "ours": partial(process_seconds, "-m", "captioning", "caption", photograph),
+    }
+    found = alternate(jobs, bench.repetitions)
+    quicker = ratios(found["usual"], found["ours"])
+    title = "caption, cold, against test.py --image"
+    yield Row(title, "s", found["ours"], quicker, 6, usual=found["usual"])
+    if memory.AVAILABLE:
+        command = ("-m", "captioning", "caption", photograph)
+        peaks = [memory.whole_peak(*command) for _ in range(bench.repetitions)]
+        yield Row("memory of caption", "MB", peaks, peaks, 180, at_least=False, scale="MB")
+    captioner, encoder = LightCaptioner(LIGHT), bench.encoders[0]
+    pixels = pixels_of(bench, encoder)
+    one = pixels[:1]
+    jobs = {
+        "usual": lambda: median_ms(lambda: captioner.encode(one)),
+        "ours": lambda: median_ms(lambda: captioner.caption_features(captioner.encode(one), 1)),
+    }
+    found = alternate(jobs, bench.repetitions)
+    title, longer = "one photograph, LiteRT", ratios(found["ours"], found["usual"])
+    title += ", against one bare CNN pass"
+    yield Row(title, "ms", found["ours"], longer, 1.3, at_least=False, usual=found["usual"])
+    jobs = {
+        "usual": partial(images_per_second, partial(encoder.encode, pixels)),
+        "ours": partial(images_per_second, partial(captioner.encode, pixels)),
+    }
+    found = alternate(jobs, bench.repetitions)
+    yield faster("CNN, LiteRT one by one against a Keras batch", "images/s", found, 1.3)
+
+
 # --- memory, start, word vectors ------------------------------------------------------------------
 
 
@@ -303,21 +342,23 @@ def peak_memory(bench: Bench) -> Iterator[Row]:
 def start(bench: Bench) -> Iterator[Row]:
     """`test.py --image` as a process, against importing TensorFlow and loading the encoder."""
 
-    def process(*command):
-        command = [sys.executable, *map(str, command)]
-        return seconds(
-            lambda: subprocess.run(command, cwd=memory.ROOT, check=True, capture_output=True)
-        )
-
     code = "import tensorflow; from captioning.encoders import BUNDLED, load_encoder as load; "
     jobs = {
-        "usual": partial(process, "-c", f"{code}load(BUNDLED)"),
-        "ours": partial(process, "test.py", "--image", bench.photographs[0]),
+        "usual": partial(process_seconds, "-c", f"{code}load(BUNDLED)"),
+        "ours": partial(process_seconds, "test.py", "--image", bench.photographs[0]),
     }
     found = alternate(jobs, bench.repetitions)
     longer = ratios(found["ours"], found["usual"])
     title = "test.py --image, cold, against TensorFlow and the encoder"
     yield Row(title, "s", found["ours"], longer, 1.5, at_least=False, usual=found["usual"])
+
+
+def process_seconds(*command) -> float:
+    """The time of a Python process."""
+    command = [sys.executable, *map(str, command)]
+    return seconds(
+        lambda: subprocess.run(command, cwd=memory.ROOT, check=True, capture_output=True)
+    )
 
 
 def vectors(bench: Bench) -> Iterator[Row]:
@@ -341,6 +382,7 @@ def vectors(bench: Bench) -> Iterator[Row]:
 SECTIONS = {
     "vectors": vectors,
     "start": start,
+    "light": light,
     "photograph": photograph,
     "decoding": decoding,
     "extraction": extraction,

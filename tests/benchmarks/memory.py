@@ -43,6 +43,16 @@ def peak(*job: object) -> float:
     return highest - float(baseline)
 
 
+def whole_peak(*arguments: object) -> float:
+    """Run Python with these arguments: its peak of memory, pages of files included, in MB."""
+    command, highest = [sys.executable, *map(str, arguments)], 0.0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            highest = max(highest, status_mb("VmHWM", process.pid))
+            time.sleep(POLL_SECONDS)
+    return highest
+
+
 def _training(folder: str, attention: str, steps: str) -> None:
     """Run train.py for one epoch, cut after `steps`: training, dev scores, checkpoint."""
     import tensorflow  # noqa: F401 - its memory does not count
