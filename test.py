@@ -79,7 +79,7 @@ def main() -> int:
 
 def caption_images(captioner, paths: list[Path], options: argparse.Namespace) -> int:
     """Print a caption for each photograph; those that cannot be read are named on stderr."""
-    captions, status = captioner.print_captions(paths, options)
+    captions = list(captioner.print_captions(paths, options))
     if options.save and captions:
         from captioning.extras.sheets import save_attention, save_captioned
         from captioning.images import load_image, load_thumbnail
@@ -93,7 +93,7 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
         else:
             save_captioned(options.save, pictures, texts)
         log(f"wrote {options.save}")
-    return status
+    return 0 if len(captions) == len(paths) else 1 if len(paths) > 1 else 2
 
 
 def score_split(captioner, options: argparse.Namespace) -> int:

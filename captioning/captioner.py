@@ -15,7 +15,7 @@ from captioning.config import LENGTH_PENALTY, MAX_LENGTH_PENALTY
 from captioning.decoding import beam_search, decode_greedily
 from captioning.encoders import WEIGHT_SUFFIXES, Encoder, encoder_label, load_encoder
 from captioning.errors import InputError
-from captioning.features import FeatureCache
+from captioning.features import BATCH_SIZE, FeatureCache
 from captioning.files import shipped
 from captioning.vocabulary import TOKENIZERS
 
@@ -66,7 +66,8 @@ class Captioner(PhotoCaptioner):
 
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
-        grid = self.encoder.encode(np.array(pixels))
+        parts = [self.encoder.encode(np.array(part)) for part in batched(pixels, BATCH_SIZE)]
+        grid = np.concatenate(parts)
         if not self.has_attention:
             return grid.mean((1, 2))
         return grid.reshape(len(grid), *self.model.feature_shape)

@@ -6,7 +6,8 @@ import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from captioning.vocabulary import END, Vocabulary
 
 LIGHT_SUFFIX = ".tflite"
 LIGHT = shipped("data/pretrained/captioner.tflite")
-OPENED_AT_ONCE = 16  # photographs
+OPENED_AT_ONCE = 32  # photographs
 
 
 @dataclass(frozen=True)
@@ -157,22 +158,20 @@ class PhotoCaptioner(ABC):
             except InputError as error:
                 return error
 
-        for batch in batched(images, OPENED_AT_ONCE):
-            loaded = [load(image) for image in batch]
-            pixels = [picture for picture in loaded if isinstance(picture, np.ndarray)]
+        for batch in read_ahead(load, images, OPENED_AT_ONCE):
+            pixels = [picture for _, picture in batch if isinstance(picture, np.ndarray)]
             captions = iter(())
             if pixels:
                 features = self.encode(pixels)
                 search = (beam_width, length_penalty, n_best)
                 captions = iter(self.caption_features(features, *search))
-            for image, picture in zip(batch, loaded, strict=True):
+            for image, picture in batch:
                 yield image, picture if isinstance(picture, InputError) else next(captions)
 
     def print_captions(
-        self, paths: Sequence[Path], options: argparse.Namespace
-    ) -> tuple[list[tuple[Path, Caption]], int]:
-        """Print the caption of each file, or its error to stderr; returns captions, exit status."""
-        captions = []
+        self, paths: Iterable[Path], options: argparse.Namespace
+    ) -> Iterator[tuple[Path, Caption]]:
+        """Print the caption of each file, or its error to stderr; yield what was captioned."""
         search = (options.beam_width, options.length_penalty, options.n_best)
         for path, found in self.caption_each(paths, *search):
             if isinstance(found, InputError):
@@ -181,9 +180,17 @@ class PhotoCaptioner(ABC):
             if not found.text:
                 log(f"{path}: the caption is empty; train the model for longer")
             print(found.line(path, options.json, self.source), flush=True)
-            captions.append((path, found))
-        failed = 1 if len(paths) > 1 else 2
-        return captions, 0 if len(captions) == len(paths) else failed
+            yield path, found
+
+
+def read_ahead(load: Callable, images: Iterable, size: int) -> Iterator[list[tuple]]:
+    """Yield lists of `size` pairs (image, load(image)); threads load the next list meanwhile."""
+    with ThreadPoolExecutor() as pool:
+        reading = []
+        for batch in itertools.chain(batched(images, size), [()]):
+            ready, reading = reading, [(image, pool.submit(load, image)) for image in batch]
+            if ready:
+                yield [(image, future.result()) for image, future in ready]
 
 
 def load_captioner(

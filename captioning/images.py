@@ -63,18 +63,20 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def list_images(places: Iterable[str | os.PathLike]) -> list[Path]:
-    """The files named, and the pictures in the folders named, in that order.
+def list_images(places: Iterable[str | os.PathLike], recursive: bool = False) -> list[Path]:
+    """The files named, and the pictures in the folders named (and theirs), in that order.
 
-    A folder without pictures is listed itself, for the error that opening it gives.
+    Hidden files and folders are left out. A folder without pictures is listed itself, for the
+    error that opening it gives.
     """
     suffixes, paths = set(Image.registered_extensions()), []
     for place in map(Path, places):
         if not os.path.isdir(place):  # noqa: PTH112 - unlike pathlib, takes names of any length
             paths.append(place)
             continue
-        found = [path for path in sorted(place.iterdir()) if path.suffix.lower() in suffixes]
-        found = [path for path in found if path.is_file() and not path.name.startswith(".")]
+        found = sorted(place.rglob("*") if recursive else place.iterdir())
+        found = [path for path in found if path.suffix.lower() in suffixes and path.is_file()]
+        found = [path for path in found if "/." not in f"/{path.relative_to(place).as_posix()}"]
         paths += found or [place]
     return paths
 

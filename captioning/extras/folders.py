@@ -1,0 +1,155 @@
+"""Captions of many pictures: in a CSV file, in a text file beside each, in their own metadata.
+
+Each place knows which pictures it has captions of, so a run that was killed resumes if it is
+repeated. Only the names in the CSV file are kept in memory.
+"""
+
+import argparse
+import csv
+import io
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from captioning.captions import Caption
+from captioning.errors import InputError, log
+from captioning.files import require_writable, write_bytes, write_error
+
+HEAD = "image,caption,confidence"
+
+
+class Outputs:
+    """The places that the command line names, and what happens to captions that are there."""
+
+    def __init__(self, images: Sequence[Path], options: argparse.Namespace):
+        """Open the places; InputError if one of them cannot be written."""
+        self.places, self.existing = [], options.existing
+        self.skipped, self._pending = 0, {}
+        if options.sidecar or options.write_metadata:
+            for folder in {image.parent for image in images if image.parent.is_dir()}:
+                require_writable(folder / "captions.txt")
+        if options.csv:
+            self.places.append(Table(Path(options.csv)))
+        if options.sidecar:
+            self.places.append(Sidecars())
+        if options.write_metadata:
+            from captioning.extras.metadata import Metadata
+
+            self.places.append(Metadata())
+
+    def todo(self, images: Iterable[Path]) -> Iterator[Path]:
+        """The images that some place needs a caption of."""
+        for image in images:
+            skips = self.existing == "skip"
+            self._pending[image] = [p for p in self.places if not (skips and p.has(image))]
+            if self._pending[image] or not self.places:
+                yield image
+            else:
+                self.skipped += 1
+                del self._pending[image]
+
+    def write(self, image: Path, caption: Caption) -> bool:
+        """Write a caption to the places that need it; reports a picture that cannot hold it."""
+        try:
+            for place in self._pending.pop(image, []):
+                place.write(image, caption, append=self.existing == "append")
+        except UnsuitableError as error:
+            log(f"error: {error}")
+            return False
+        return True
+
+    def close(self) -> None:
+        """Finish, after the last caption."""
+        for place in self.places:
+            place.close()
+
+
+class UnsuitableError(InputError):
+    """A picture that cannot hold its caption; others may."""
+
+
+def separate(images: Sequence[Path]) -> list[Path]:
+    """The images whose text files differ; others, such as a.jpg and a.png, are reported."""
+    owners = Counter(image.with_suffix(".txt") for image in dict.fromkeys(images))
+    for path in (path for path, count in owners.items() if count > 1):
+        names = ", ".join(dict.fromkeys(i.name for i in images if i.with_suffix(".txt") == path))
+        log(f"error: {path}: would be the text file of {names}; all are skipped: rename them")
+    return [image for image in images if owners[image.with_suffix(".txt")] == 1]
+
+
+def require_not_read_only(path: Path) -> None:
+    """Renaming a file over a read-only one would replace it."""
+    if path.exists() and not (os.access(path, os.W_OK) and path.stat().st_mode & stat.S_IWUSR):
+        raise UnsuitableError(f"{path}: is read-only; allow writing (chmod u+w), or leave it out")
+
+
+class Sidecars:
+    """`photo.txt` beside `photo.jpg`, one caption per line."""
+
+    def has(self, image: Path) -> bool:
+        """Whether the image has a text file."""
+        return image.with_suffix(".txt").exists()
+
+    def write(self, image: Path, caption: Caption, append: bool) -> None:
+        """Write the file, or append a line."""
+        path = image.with_suffix(".txt")
+        require_not_read_only(path)
+        old = path.read_bytes() if append and path.exists() else b""
+        line_end = b"\n" if old and not old.endswith(b"\n") else b""
+        write_bytes(path, old + line_end + f"{caption.text}\n".encode())
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Table:
+    """A CSV file. Rows are appended; one that a kill cut off is dropped."""
+
+    def __init__(self, path: Path):
+        """Open or create the file; InputError if it is not one of this command."""
+        require_writable(path)
+        require_not_read_only(path)
+        self.path, self._replaced = path, set()
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape") if path.exists() else ""
+        if text[: len(HEAD)] != HEAD[: len(text)]:
+            raise InputError(f"{path}: expected a CSV file that begins {HEAD}; choose another name")
+        rows = self._rows(text)
+        if not text.endswith("\n") or (rows and len(rows[-1]) < 3):
+            rows = rows[:-1]
+            self._replace(rows)
+        self._images = {row[0] for row in rows}
+        self._file = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+
+    def _rows(self, text: str) -> list[list[str]]:
+        return list(csv.reader(io.StringIO(text, newline="")))[1:]
+
+    def _replace(self, rows: Iterable[Sequence[str]]) -> None:
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([HEAD.split(","), *rows])
+        write_bytes(self.path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+    def has(self, image: Path) -> bool:
+        """Whether the image has a row."""
+        return str(image) in self._images
+
+    def write(self, image: Path, caption: Caption, append: bool) -> None:
+        """Append a row; unless `append`, `close` removes the earlier ones of the image."""
+        if self.has(image) and not append:
+            self._replaced.add(str(image))
+        self._images.add(str(image))
+        try:
+            row = (str(image), caption.text, f"{caption.confidence:.4f}")
+            csv.writer(self._file, lineterminator="\n").writerow(row)
+            self._file.flush()
+        except OSError as error:
+            raise write_error(self.path, error) from None
+
+    def close(self) -> None:
+        """Remove the rows that were replaced."""
+        self._file.close()
+        if self._replaced:
+            rows = self._rows(self.path.read_bytes().decode("utf-8-sig", "surrogateescape"))
+            last = {row[0]: row for row in rows}
+            self._replace(r for r in rows if r[0] not in self._replaced or r is last[r[0]])
