@@ -40,7 +40,6 @@ class Evaluation:
     captions: list[str]  # the model's, one per image
     references: list[list[str]]  # raw captions of each image
     scores: dict[str, float]
-    intervals: dict[str, list[float]]  # 95 % interval of each score, by bootstrap over the images
     cider_d: np.ndarray  # of each image
     rows: dict[str, dict[str, float]]  # baseline -> scores
     floor: str  # the constant caption
@@ -91,19 +90,9 @@ def evaluate(
     rows = {name: metrics.score(references, texts) for name, texts in baselines.items()}
     if min(map(len, references)) > 1:
         rows["one person against the others"] = one_against_the_others(references)
-    statistics = metrics.statistics(references, captions)
-    return Evaluation(
-        split,
-        images,
-        captions,
-        references,
-        scores,
-        {name: metrics.interval(v) for name, v in metrics.bootstrap(statistics).items()},
-        100 * statistics[:, -1],
-        rows,
-        floor,
-        metrics.diversity(captions, itertools.chain.from_iterable(training)),
-    )
+    cider_d = metrics.cider_d_per_image(references, captions)
+    diversity = metrics.diversity(captions, itertools.chain.from_iterable(training))
+    return Evaluation(split, images, captions, references, scores, cider_d, rows, floor, diversity)
 
 
 def _unseen(facts: dict, cache: FeatureCache, images: list[str], split: str) -> list[str]:

@@ -19,7 +19,6 @@ from captioning.vocabulary import normalize
 Tokens = Sequence[Hashable]  # one caption: words, or word ids
 LONGEST_NGRAM = 4
 BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9  # added to matched and possible n-grams, as pycocoevalcap does
-RESAMPLES = 10_000  # of the bootstrap
 ROUGE_BETA = 1.2  # weight of recall
 CIDER_SIGMA = 6.0  # words; width of the length penalty
 
@@ -41,55 +40,26 @@ def score(references: Sequence[Sequence[str]], hypotheses: Sequence[str], with_m
     METEOR is added on request, if the references are English and Java and pycocoevalcap are there.
     InputError: no captions, lists of different lengths, or an image without references.
     """
-    sums = statistics(references, hypotheses).sum(axis=0)
-    scores = {name: float(value) for name, value in _scores(sums, len(hypotheses)).items()}
+    references, hypotheses = tokenized(references, hypotheses)
+    scores = {f"BLEU-{n}": value for n, value in enumerate(bleu(references, hypotheses), start=1)}
+    scores["ROUGE-L"] = rouge_l(references, hypotheses).mean()
+    scores["CIDEr-D"] = CiderD(references).scores(range(len(references)), hypotheses).mean()
     if with_meteor and importlib.util.find_spec("captioning.extras.meteor"):
         from captioning.extras.meteor import meteor
 
-        value = meteor(*_tokenized(references, hypotheses))
-        scores |= {} if value is None else {"METEOR": 100 * float(value)}
-    return scores
+        value = meteor(references, hypotheses)
+        scores |= {} if value is None else {"METEOR": value}
+    return {name: 100 * float(value) for name, value in scores.items()}
 
 
-def statistics(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> np.ndarray:
-    """What `score` adds up over the images, (images, 12); arguments as for `score`.
-
-    Columns: those of `bleu_counts`, ROUGE-L from 0 to 1, CIDEr-D from 0 to 10.
-    """
-    references, hypotheses = _tokenized(references, hypotheses)
-    cider_d = CiderD(references).scores(range(len(references)), hypotheses)
-    columns = (rouge_l(references, hypotheses), cider_d)
-    return np.column_stack([bleu_counts(references, hypotheses), *columns])
+def cider_d_per_image(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> np.ndarray:
+    """Return the CIDEr-D of each caption, times 100, shape (images,); arguments as for `score`."""
+    references, hypotheses = tokenized(references, hypotheses)
+    return 100 * CiderD(references).scores(range(len(references)), hypotheses)
 
 
-def _scores(sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
-    """Scores x 100 from `statistics` added up over `images`: (..., 12) -> metric -> (...)."""
-    values = np.moveaxis(bleu_of(sums[..., :-2]), -1, 0)
-    scores = {f"BLEU-{n}": value for n, value in enumerate(values, start=1)}
-    scores |= {"ROUGE-L": sums[..., -2] / images, "CIDEr-D": sums[..., -1] / images}
-    return {name: 100 * value for name, value in scores.items()}
-
-
-def bootstrap(statistics: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """Score 10,000 resamples of the images, drawn with replacement: metric -> (resamples,).
-
-    The same number of images and seed give the same resamples, so two models can be compared in
-    pairs. CIDEr-D keeps the rarities of the whole split. METEOR is left out.
-    """
-    rng, images, sums = np.random.default_rng(seed), len(statistics), []
-    for _ in range(RESAMPLES // 100):
-        drawn = rng.integers(images, size=(100, images)) + images * np.arange(100)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=100 * images).reshape(100, images)
-        sums.append(times @ statistics)
-    return _scores(np.concatenate(sums), images)
-
-
-def interval(values: np.ndarray) -> list[float]:
-    """The 95 % percentile interval of bootstrapped values: [low, high]."""
-    return np.percentile(values, [2.5, 97.5]).tolist()
-
-
-def _tokenized(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> tuple[list, list]:
+def tokenized(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> tuple[list, list]:
+    """Split references and hypotheses into `scoring_tokens`; InputError if they do not match."""
     if not len(references) == len(hypotheses) > 0 or not all(references):
         raise InputError(
             f"{len(hypotheses)} captions for {len(references)} images, of which "
@@ -125,34 +95,20 @@ def ngram_counts(tokens: Tokens) -> Counter[tuple]:
 
 def bleu(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> list[float]:
     """Return corpus BLEU-1 to BLEU-4 (Papineni et al. 2002), each from 0 to 1."""
-    return bleu_of(bleu_counts(references, hypotheses).sum(axis=0)).tolist()
+    from nltk.translate.bleu_score import corpus_bleu  # slow to import
 
+    # In a caption shorter than n, NLTK counts one possible n-gram; the paper counts none.
+    lengths = range(1, LONGEST_NGRAM + 1)
+    surplus = [sum(len(caption) < n for caption in hypotheses) for n in lengths]
 
-def bleu_counts(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> np.ndarray:
-    """What BLEU adds up over the images: (images, 10).
+    def smoothed(precisions, **_):
+        return [
+            (precision.numerator + BLEU_TINY) / (precision.denominator - extra + BLEU_SMALL)
+            for precision, extra in zip(precisions, surplus, strict=True)
+        ]
 
-    Columns: matched 1- to 4-grams, possible ones, words, words of the closest reference.
-    """
-    counts = np.zeros((len(hypotheses), 2 * LONGEST_NGRAM + 2))
-    for row, captions, hypothesis in zip(counts, references, hypotheses, strict=True):
-        most = Counter()
-        for caption in captions:
-            most |= ngram_counts(caption)
-        for ngram, count in ngram_counts(hypothesis).items():
-            row[len(ngram) - 1] += min(count, most[ngram])
-            row[LONGEST_NGRAM + len(ngram) - 1] += count
-        row[-2] = len(hypothesis)
-        row[-1] = min((abs(len(caption) - row[-2]), len(caption)) for caption in captions)[1]
-    return counts
-
-
-def bleu_of(sums: np.ndarray) -> np.ndarray:
-    """BLEU-1 to BLEU-4 from sums of `bleu_counts`: (..., 10) -> (..., 4), from 0 to 1."""
-    matched, possible = sums[..., :LONGEST_NGRAM], sums[..., LONGEST_NGRAM:-2]
-    logs = np.log((matched + BLEU_TINY) / (possible + BLEU_SMALL))
-    means = np.cumsum(logs, axis=-1) / np.arange(1, LONGEST_NGRAM + 1)
-    ratio = (sums[..., -1:] + BLEU_SMALL) / (sums[..., -2:-1] + BLEU_TINY)  # of the lengths
-    return np.exp(means + np.minimum(0, 1 - ratio))
+    weights = [(1 / n,) * n for n in lengths]
+    return corpus_bleu(references, hypotheses, weights, smoothing_function=smoothed)
 
 
 def rouge_l(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> np.ndarray:
