@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
@@ -95,6 +94,8 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
     The lock ends with the process. InputError if another run holds it, or it cannot be written.
     """
+    import filelock  # brings asyncio, which captions do not need
+
     folder = Path(folder)
     lock = filelock.FileLock(folder / ".lock")
     try:

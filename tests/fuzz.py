@@ -8,6 +8,7 @@ processor time and 1 GB of memory. What fails is kept in build/fuzz.
 
 import argparse
 import contextlib
+import copy
 import faulthandler
 import io
 import json
@@ -79,7 +80,7 @@ def change_value(value: object, dice: random.Random) -> None:
         if isinstance(value[key], dict | list) and value[key] and dice.random() < 0.9:
             value = value[key]
         else:
-            value[key] = dice.choice(VALUES)
+            value[key] = copy.deepcopy(dice.choice(VALUES))  # which a later change must not meet
             return
 
 
