@@ -41,12 +41,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         " looked for each word")  # fmt: skip
     add("--report", metavar="OUT.html", help="with --split: a page with every image and caption")
     add("--compare", metavar="CHECKPOINT", help="with --report: a second model beside the first")
+    add("--coco-results", metavar="OUT.json", help="with --split: its captions for COCO's tools")
     options = parser.parse_args(arguments)
-    for name, needed in (("save", "image"), ("attention", "save"), ("report", "split")):
+    needs = {"save": "image", "attention": "save", "report": "split", "compare": "report"}
+    for name, needed in (needs | {"coco_results": "split"}).items():
         if getattr(options, name) and not getattr(options, needed):
-            parser.error(f"--{name} goes with --{needed}")
-    if options.compare and not options.report:
-        parser.error("--compare goes with --report")
+            parser.error(f"--{name.replace('_', '-')} goes with --{needed}")
     return options
 
 
@@ -58,7 +58,8 @@ def main() -> int:
     from captioning.images import list_images
 
     paths = list_images(options.image or [])
-    for output, suffixes in ((options.save, PICTURE_SUFFIXES), (options.report, PAGE_SUFFIXES)):
+    outputs = {options.save: PICTURE_SUFFIXES, options.report: PAGE_SUFFIXES}
+    for output, suffixes in (outputs | {options.coco_results: (".json",)}).items():
         if output and Path(output).suffix.lower() not in suffixes:
             raise InputError(f"{output}: expected a name ending in {', '.join(suffixes)}")
         if output and Path(output).resolve() in [path.resolve() for path in paths]:
@@ -129,31 +130,17 @@ def score_split(captioner, options: argparse.Namespace) -> int:
         report = build_report(result, facts, captioner, prepared, cache, other)
         write_report(options.report, report)
         log(f"wrote {options.report}")
+    if options.coco_results:
+        from captioning.extras.coco import write_results
+
+        write_results(options.coco_results, result.images, result.captions)
     if options.json:
-        whole = {**result.scores, **facts, "baselines": result.rows, "diversity": result.diversity}
+        whole = {**result.scores, "intervals": result.intervals, **facts}
+        whole |= {"baselines": result.rows, "diversity": result.diversity}
         print(json.dumps(whole, ensure_ascii=False))
     else:
-        print(score_table(result, facts))
+        print(result.table(facts))
     return 0
-
-
-def score_table(result, facts: dict[str, str]) -> str:
-    """Facts, scores beside the baselines, and diversity, as text."""
-    lines = [f"{name + ':':<18}{fact}" for name, fact in facts.items()]
-    names = list(result.scores)
-    lines.append(f"\n{'':<30}" + "".join(f"{name:>9}" for name in names))
-    for row, scores in {"this model": result.scores, **result.rows}.items():
-        cells = (f"{scores[name]:9.1f}" if name in scores else " " * 9 for name in names)
-        lines.append(f"{row:<30}" + "".join(cells))
-    if "METEOR" not in names:
-        lines.append("METEOR is left out: it needs Java, pycocoevalcap and English captions")
-    diversity = result.diversity
-    lines.append(
-        f"\n{diversity['vocabulary']:,} different words, {diversity['distinct']:.0%} of the "
-        f"captions distinct, {diversity['copied']:.0%} copied word for word from training, "
-        f"{diversity['length']:.1f} words per caption"
-    )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

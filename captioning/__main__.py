@@ -11,6 +11,8 @@ from captioning.files import shipped
 COMMANDS = {
     "caption": "caption photographs, or folders of them",
     "web": "open a web page that captions photographs, on this machine",
+    "compare": "score two models on a split, and say whether they differ by chance",
+    "review": "let people compare the captions of two models, blind",
     "train": "fit the model on a prepared folder: train.py",
     "download": "download Flickr8k",
     "export": "write a checkpoint as a .tflite file, which captions without TensorFlow",

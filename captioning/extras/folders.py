@@ -43,12 +43,12 @@ class Outputs:
         """The images that some place needs a caption of."""
         for image in images:
             skips = self.existing == "skip"
-            self._pending[image] = [p for p in self.places if not (skips and p.has(image))]
-            if self._pending[image] or not self.places:
+            places = [place for place in self.places if not (skips and place.has(image))]
+            if places or not self.places:
+                self._pending[image] = places
                 yield image
             else:
                 self.skipped += 1
-                del self._pending[image]
 
     def write(self, image: Path, caption: Caption) -> bool:
         """Write a caption to the places that need it; reports a picture that cannot hold it."""
@@ -63,7 +63,8 @@ class Outputs:
     def close(self) -> None:
         """Finish, after the last caption."""
         for place in self.places:
-            place.close()
+            if not isinstance(place, Sidecars):
+                place.close()
 
 
 class UnsuitableError(InputError):
@@ -99,9 +100,6 @@ class Sidecars:
         old = path.read_bytes() if append and path.exists() else b""
         line_end = b"\n" if old and not old.endswith(b"\n") else b""
         write_bytes(path, old + line_end + f"{caption.text}\n".encode())
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 class Table:
