@@ -100,6 +100,7 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
 def score_split(captioner, options: argparse.Namespace) -> int:
     """Caption a split from cached features and print its scores."""
     from captioning.evaluation import PROTOCOL, evaluate
+    from captioning.extras.bootstrap import intervals, score_table
     from captioning.features import FeatureCache, cache_folder
     from captioning.prepared import Prepared
 
@@ -134,12 +135,13 @@ def score_split(captioner, options: argparse.Namespace) -> int:
         from captioning.extras.coco import write_results
 
         write_results(options.coco_results, result.images, result.captions)
+    certainty = intervals(result.references, result.captions)
     if options.json:
-        whole = {**result.scores, "intervals": result.intervals, **facts}
+        whole = {**result.scores, "intervals": certainty, **facts}
         whole |= {"baselines": result.rows, "diversity": result.diversity}
         print(json.dumps(whole, ensure_ascii=False))
     else:
-        print(result.table(facts))
+        print(score_table(result, certainty, facts))
     return 0
 
 

@@ -45,26 +45,6 @@ class Evaluation:
     floor: str  # the constant caption
     diversity: dict[str, float]  # see captioning.metrics.diversity
 
-    def table(self, facts: dict[str, str]) -> str:
-        """Facts, scores beside the baselines, and diversity, as text."""
-        lines = [f"{name + ':':<18}{fact}" for name, fact in facts.items()]
-        names = list(self.scores)
-        lines.append(f"\n{'':<30}" + "".join(f"{name:>9}" for name in names))
-        low, high = ({name: pair[i] for name, pair in self.intervals.items()} for i in (0, 1))
-        rows = {"this model": self.scores, "  95 % interval, from": low, "  to": high, **self.rows}
-        for row, scores in rows.items():
-            cells = (f"{scores[name]:9.1f}" if name in scores else " " * 9 for name in names)
-            lines.append(f"{row:<30}" + "".join(cells))
-        if "METEOR" not in names:
-            lines.append("METEOR is left out: it needs Java, pycocoevalcap and English captions")
-        diversity = self.diversity
-        lines.append(
-            f"\n{diversity['vocabulary']:,} different words, {diversity['distinct']:.0%} of the "
-            f"captions distinct, {diversity['copied']:.0%} copied word for word from training, "
-            f"{diversity['length']:.1f} words per caption"
-        )
-        return "\n".join(lines)
-
 
 def evaluate(
     captioner: Captioner,

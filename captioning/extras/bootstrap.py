@@ -79,3 +79,24 @@ def intervals(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) ->
     """The 95 % interval of each score; arguments as for `metrics.score`."""
     resampled = bootstrap(statistics(references, hypotheses))
     return {name: interval(values) for name, values in resampled.items()}
+
+
+def score_table(result, intervals: dict[str, list], facts: dict[str, str]) -> str:
+    """Facts, the scores of an Evaluation beside its baselines, and diversity, as text."""
+    lines = [f"{name + ':':<18}{fact}" for name, fact in facts.items()]
+    names = list(result.scores)
+    lines.append(f"\n{'':<30}" + "".join(f"{name:>9}" for name in names))
+    low, high = ({name: pair[i] for name, pair in intervals.items()} for i in (0, 1))
+    rows = {"this model": result.scores, "  95 % interval, from": low, "  to": high, **result.rows}
+    for row, scores in rows.items():
+        cells = (f"{scores[name]:9.1f}" if name in scores else " " * 9 for name in names)
+        lines.append(f"{row:<30}" + "".join(cells))
+    if "METEOR" not in names:
+        lines.append("METEOR is left out: it needs Java, pycocoevalcap and English captions")
+    diversity = result.diversity
+    lines.append(
+        f"\n{diversity['vocabulary']:,} different words, {diversity['distinct']:.0%} of the "
+        f"captions distinct, {diversity['copied']:.0%} copied word for word from training, "
+        f"{diversity['length']:.1f} words per caption"
+    )
+    return "\n".join(lines)

@@ -14,6 +14,7 @@ import numpy as np
 from captioning import metrics
 from captioning.config import BEAM_WIDTH, add_search_options
 from captioning.errors import InputError, log
+from captioning.extras import bootstrap
 from captioning.files import require_writable
 from captioning.startup import import_tensorflow
 
@@ -36,7 +37,7 @@ class Comparison:
         words = f"{self.scores[0][name] - self.scores[1][name]:+.1f}"
         if name not in self.drawn:
             return words
-        low, high = metrics.interval(self.drawn[name])
+        low, high = bootstrap.interval(self.drawn[name])
         return f"{words} (95 %: {low:+.1f} to {high:+.1f}), {in_words(self.p_value(name))}"
 
     def p_value(self, name: str) -> float:
@@ -134,8 +135,8 @@ def compare(first, second) -> Comparison:
         captions.append([texts[image] for image in images])
         whole = result.images == images
         scores.append(result.scores if whole else metrics.score(references, captions[-1]))
-        statistics.append(metrics.statistics(references, captions[-1]))
-    one, other = map(metrics.bootstrap, statistics)  # of the same draws
+        statistics.append(bootstrap.statistics(references, captions[-1]))
+    one, other = map(bootstrap.bootstrap, statistics)  # of the same draws
     gains = 100 * (statistics[0] - statistics[1])[:, -1]
     drawn = {name: one[name] - other[name] for name in one}
     return Comparison(images, list(zip(*captions, strict=True)), tuple(scores), drawn, gains)
