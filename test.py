@@ -82,7 +82,7 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
     """Print a caption for each photograph; those that cannot be read are named on stderr."""
     captions = list(captioner.print_captions(paths, options))
     if options.save and captions:
-        from captioning.extras.sheets import save_attention, save_captioned
+        from captioning.extras.study.sheets import save_attention, save_captioned
         from captioning.images import load_image, load_thumbnail
 
         texts = [caption.text for _, caption in captions]
@@ -100,7 +100,7 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
 def score_split(captioner, options: argparse.Namespace) -> int:
     """Caption a split from cached features and print its scores."""
     from captioning.evaluation import PROTOCOL, evaluate
-    from captioning.extras.bootstrap import intervals, score_table
+    from captioning.extras.study.bootstrap import intervals, score_table
     from captioning.features import FeatureCache, cache_folder
     from captioning.prepared import Prepared
 
@@ -121,7 +121,7 @@ def score_split(captioner, options: argparse.Namespace) -> int:
     if result.floor:
         facts["constant caption"] = result.floor
     if options.report:
-        from captioning.extras.report import build_report, write_report
+        from captioning.extras.study.report import build_report, write_report
 
         other = None
         if options.compare:
@@ -132,7 +132,7 @@ def score_split(captioner, options: argparse.Namespace) -> int:
         write_report(options.report, report)
         log(f"wrote {options.report}")
     if options.coco_results:
-        from captioning.extras.coco import write_results
+        from captioning.extras.study.coco import write_results
 
         write_results(options.coco_results, result.images, result.captions)
     certainty = intervals(result.references, result.captions)

@@ -75,7 +75,7 @@ def main(options: argparse.Namespace) -> None:
             raise InputError(f"{options.data}: has no {split} split, and training needs one")
     devices = OneDevice()
     if options.distribute:
-        from captioning.extras.distributed import join
+        from captioning.extras.scale.distributed import join
 
         devices = join(options, prepared)
     with devices.training(options.output):
@@ -95,7 +95,7 @@ def fit(options: argparse.Namespace, prepared: Prepared, devices) -> None:
     steps = Steps(model, config, devices)
     critic = None
     if config.self_critical_epochs:
-        from captioning.extras.self_critical import SelfCritical
+        from captioning.extras.study.self_critical import SelfCritical
 
         critic = SelfCritical(model, config, train.tokens, steps)
     facts = {"training pictures": caches[0].pictures(prepared.images("train"))}
@@ -115,7 +115,7 @@ def fit(options: argparse.Namespace, prepared: Prepared, devices) -> None:
     devices.synchronise(run)
     board = None
     if options.tensorboard and devices.is_chief:
-        from captioning.extras.tensorboard import TensorBoard
+        from captioning.extras.study.tensorboard import TensorBoard
 
         board = TensorBoard(options.tensorboard, prepared, caches[0], checkpoint)
 

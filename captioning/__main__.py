@@ -8,15 +8,15 @@ import captioning
 from captioning.errors import ArgumentParser, run
 from captioning.files import shipped
 
-COMMANDS = {
-    "caption": "caption photographs, or folders of them",
-    "web": "open a web page that captions photographs, on this machine",
-    "compare": "score two models on a split, and say whether they differ by chance",
-    "review": "let people compare the captions of two models, blind",
-    "train": "fit the model on a prepared folder: train.py",
-    "download": "download Flickr8k",
-    "export": "write a checkpoint as a .tflite file, which captions without TensorFlow",
-    "shards": "merge features that several machines extracted",
+COMMANDS = {  # name -> package in extras, help
+    "caption": ("serve", "caption photographs, or folders of them"),
+    "web": ("serve", "open a web page that captions photographs, on this machine"),
+    "compare": ("study", "score two models on a split, and say whether they differ by chance"),
+    "review": ("study", "let people compare the captions of two models, blind"),
+    "train": ("", "fit the model on a prepared folder: train.py"),
+    "download": ("scale", "download Flickr8k"),
+    "export": ("serve", "write a checkpoint as a .tflite file, which captions without TensorFlow"),
+    "shards": ("scale", "merge features that several machines extracted"),
 }
 INTERRUPTED = "stopped; all files that were written are complete: run the same command again"
 
@@ -29,10 +29,10 @@ def main(arguments: list[str]) -> int | None:
     parser = ArgumentParser(prog="python -m captioning", description="Caption photographs.")
     parser.add_argument("--version", action="version", version=captioning.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, text in COMMANDS.items():
+    for name, (package, text) in COMMANDS.items():
         subparser = commands.add_parser(name, help=text, description=text.capitalize())
         if name == command:
-            module = importlib.import_module(f"captioning.extras.{name}")
+            module = importlib.import_module(f"captioning.extras.{package}.{name}")
             module.add_arguments(subparser)
     options = parser.parse_args(arguments)
     return module.main(options)

@@ -204,7 +204,7 @@ def load_captioner(
     if path and Path(path).suffix == LIGHT_SUFFIX:
         if encoder:
             raise InputError(f"{path}: has its own encoder; leave out --encoder")
-        from captioning.extras.light import LightCaptioner
+        from captioning.extras.serve.light import LightCaptioner
 
         return LightCaptioner(path)
     from captioning.startup import import_tensorflow

@@ -1,6 +1,6 @@
 """Caption data sets: images, their captions and splits.
 
-Flickr8k is read here, other data sets in `extras/layouts.py`. What is skipped is counted.
+Flickr8k is read here, other data sets in `extras/data/layouts.py`. What is skipped is counted.
 """
 
 import contextlib
@@ -114,7 +114,7 @@ def read_dataset(folder: str | Path, *, seed: int = 0) -> CaptionDataset:
     by_name = {file.name: file for file in reversed(files)}
     reader = next((reader for reader in READERS if reader.find(files)), None)
     if not reader:
-        from captioning.extras import layouts
+        from captioning.extras.data import layouts
 
         reader = layouts.find_reader(folder, files)
     paths = reader.find(files)
@@ -129,14 +129,14 @@ def read_dataset(folder: str | Path, *, seed: int = 0) -> CaptionDataset:
         splits = {split: [name for name, *_ in rows[split]] for split in rows}
         origin = "official split files"
     elif karpathy := by_name.get(reader.karpathy):
-        from captioning.extras import layouts
+        from captioning.extras.data import layouts
 
         _, splits = _collect([layouts.read_karpathy(karpathy, [])], Counter())
         origin = f"splits of {karpathy.name}"
     image_folder, images = _find_images(folder, files)
     if not images.issuperset(itertools.chain(captions, *splits.values())):
         with contextlib.suppress(ImportError):  # optional, as all extras
-            from captioning.extras.layouts import match_names
+            from captioning.extras.data.layouts import match_names
 
             captions, splits = match_names(captions, splits, image_folder, images, counts)
     if not captions.keys() & images:

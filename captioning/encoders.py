@@ -107,7 +107,7 @@ def load_encoder(name: str, weights: str | None = None, image_size: int | None =
     elif name == BUNDLED:
         model, size = _load_bundled(), image_size or BUNDLED_IMAGE_SIZE
     elif Path(name).suffix == ".keras":
-        from captioning.extras.own_encoder import load_file
+        from captioning.extras.data.own_encoder import load_file
 
         model = load_file(Path(name).expanduser())
         size = image_size or model.input_shape[1] or FILE_IMAGE_SIZE

@@ -44,8 +44,8 @@ def score(references: Sequence[Sequence[str]], hypotheses: Sequence[str], with_m
     scores = {f"BLEU-{n}": value for n, value in enumerate(bleu(references, hypotheses), start=1)}
     scores["ROUGE-L"] = rouge_l(references, hypotheses).mean()
     scores["CIDEr-D"] = CiderD(references).scores(range(len(references)), hypotheses).mean()
-    if with_meteor and importlib.util.find_spec("captioning.extras.meteor"):
-        from captioning.extras.meteor import meteor
+    if with_meteor and importlib.util.find_spec("captioning.extras.study.meteor"):
+        from captioning.extras.study.meteor import meteor
 
         value = meteor(references, hypotheses)
         scores |= {} if value is None else {"METEOR": value}

@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 from captioning import Captioner
-from captioning.extras.sheets import save_captioned
+from captioning.extras.study.sheets import save_captioned
 from captioning.images import load_thumbnail
 
 EPOCHS = (1, 5, 10)

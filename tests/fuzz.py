@@ -34,8 +34,8 @@ from captioning.checkpoint import Checkpoint  # noqa: E402
 from captioning.config import Config  # noqa: E402
 from captioning.datasets import read_dataset  # noqa: E402
 from captioning.errors import InputError  # noqa: E402
-from captioning.extras.light import LightCaptioner, read_information, write_light  # noqa: E402
-from captioning.extras.vectors import read_vectors  # noqa: E402
+from captioning.extras.data.vectors import read_vectors  # noqa: E402
+from captioning.extras.serve.light import LightCaptioner, read_information, write_light  # noqa: E402
 from captioning.files import read_tensors, tensor_bytes  # noqa: E402
 from captioning.images import load_image  # noqa: E402
 from captioning.model import MergeDecoder  # noqa: E402

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from captioning.captioner import Captioner
 from captioning.datasets import read_dataset
 from captioning.errors import run
-from captioning.extras.vectors import read_vectors
+from captioning.extras.data.vectors import read_vectors
 from captioning.files import read_tensors, tensor_bytes
 
 TRAIN = ["train.py", "--epochs", "1", "--units", "16", "--heads", "2"]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from captioning.datasets import read_dataset, split_by_image
 from captioning.errors import InputError
-from captioning.extras.layouts import leads_outside
+from captioning.extras.data.layouts import leads_outside
 
 NAMES = [f"{number:02d}.jpg" for number in range(10)]
 CAPTIONS = {name: [f"A dog number {n} runs ." for n in range(5)] for name in NAMES}

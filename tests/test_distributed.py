@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from captioning.checkpoint import Checkpoint
-from captioning.extras.distributed import _part
+from captioning.extras.scale.distributed import _part
 from captioning.files import read_tensors
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,8 +17,8 @@ import pytest
 
 from captioning.datasets import read_dataset
 from captioning.errors import ArgumentParser, InputError
-from captioning.extras import download
-from captioning.extras.download import download_flickr8k, fetch
+from captioning.extras.scale import download
+from captioning.extras.scale.download import download_flickr8k, fetch
 
 ROOT = Path(__file__).parents[1]
 TEXT_FILES = {

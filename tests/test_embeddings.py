@@ -26,7 +26,7 @@ from captioning.embeddings import (
     training_epochs,
 )
 from captioning.errors import InputError
-from captioning.extras.vectors import read_vectors
+from captioning.extras.data.vectors import read_vectors
 from captioning.vocabulary import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary
 
 TEXT = "3 2\na 1 2\ndog -0.5 .25\ncat 1e-3 4 \n"

@@ -81,7 +81,7 @@ def test_the_wheel_carries_the_program_and_its_models(wheel):
         "data/pretrained/captioner.tflite",
     ):
         assert held[f"captioning/shipped/{name}"].file_size == (ROOT / name).stat().st_size
-    assert "captioning/extras/report.html" in held
+    assert "captioning/extras/study/report.html" in held
     assert wheel.stat().st_size < 65e6
 
 

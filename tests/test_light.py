@@ -15,8 +15,8 @@ from captioning.__main__ import main
 from captioning.captioner import Captioner
 from captioning.captions import load_captioner
 from captioning.errors import InputError
-from captioning.extras.light import LightCaptioner, read_information, write_light
-from captioning.extras.web import app
+from captioning.extras.serve.light import LightCaptioner, read_information, write_light
+from captioning.extras.serve.web import app
 from captioning.images import load_image
 
 ROOT = Path(__file__).resolve().parent.parent

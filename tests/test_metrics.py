@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from captioning import metrics
 from captioning.errors import InputError
-from captioning.extras import meteor
+from captioning.extras.study import meteor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from captioning import plots
-from captioning.extras import sheets
+from captioning.extras.study import sheets
 
 HISTORY = [
     {"epoch": 1, "train_loss": 5.0, "reward": None, "dev_loss": 4.0, "dev_CIDEr-D": 20.0},

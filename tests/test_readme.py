@@ -74,7 +74,8 @@ def parse():
         _, command, *rest = arguments  # of python -m captioning
         if command == "train":
             return call("train.py", *rest)
-        module = importlib.import_module(f"captioning.extras.{command}")
+        group = package.COMMANDS[command][0]
+        module = importlib.import_module(f"captioning.extras.{group}.{command}")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "main", lambda options: options)
             return package.main([command, *rest])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from captioning.captioner import Captioner
 from captioning.evaluation import evaluate
-from captioning.extras.report import CaptionedImage, Report, build_report, write_report
+from captioning.extras.study.report import CaptionedImage, Report, build_report, write_report
 from captioning.features import FeatureCache, cache_folder
 from captioning.prepared import Prepared
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from captioning.errors import InputError
-from captioning.extras.sheets import save_attention, save_captioned
+from captioning.extras.study.sheets import save_attention, save_captioned
 from captioning.features import FeatureCache
 from captioning.prepared import Prepared
 

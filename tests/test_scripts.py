@@ -113,7 +113,7 @@ def test_help_is_quick_and_explains_every_option(name):
     assert done.stdout.endswith("False\n")
     assert done.stderr == ""
     options = set(re.findall(r"^  (--[a-z0-9-]+)", done.stdout, re.MULTILINE))
-    source = (ROOT / ("captioning/extras/caption.py" if command else name)).read_text()
+    source = (ROOT / ("captioning/extras/serve/caption.py" if command else name)).read_text()
     wanted = set(re.findall(r'add\("(--[a-z0-9-]+)"', source))
     if name == "train.py":
         wanted |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Config)}

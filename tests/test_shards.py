@@ -11,7 +11,7 @@ from test_features import pictures as _pictures
 
 from captioning.__main__ import main
 from captioning.errors import InputError
-from captioning.extras.shards import extract_shard, merge_shards
+from captioning.extras.scale.shards import extract_shard, merge_shards
 from captioning.features import FeatureCache, open_caches
 
 BATCH = 2

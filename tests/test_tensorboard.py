@@ -15,7 +15,7 @@ from tensorboard.util import tensor_util
 
 from captioning.captioner import Captioner
 from captioning.errors import InputError
-from captioning.extras.tensorboard import TensorBoard
+from captioning.extras.study.tensorboard import TensorBoard
 from captioning.features import FeatureCache, cache_folder
 from captioning.prepared import Prepared
 

@@ -14,7 +14,7 @@ from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
 from captioning.config import Config
 from captioning.errors import InputError
-from captioning.extras.self_critical import SAMPLES, SelfCritical, self_critical
+from captioning.extras.study.self_critical import SAMPLES, SelfCritical, self_critical
 from captioning.features import open_caches
 from captioning.files import read_tensors, tensor_bytes
 from captioning.losses import cross_entropy

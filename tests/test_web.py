@@ -21,8 +21,8 @@ from selenium.webdriver import ActionChains, Keys
 
 from captioning.captions import Caption
 from captioning.errors import InputError
-from captioning.extras import web
-from captioning.extras.web import app
+from captioning.extras.serve import web
+from captioning.extras.serve.web import app
 from captioning.images import MAX_PIXELS
 
 HALF = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf"

@@ -30,8 +30,8 @@ from captioning.captioner import Captioner
 from captioning.captions import LIGHT
 from captioning.config import LENGTH_PENALTY
 from captioning.encoders import BUNDLED, Encoder, load_encoder
-from captioning.extras.light import LightCaptioner
-from captioning.extras.vectors import read_vectors
+from captioning.extras.data.vectors import read_vectors
+from captioning.extras.serve.light import LightCaptioner
 from captioning.features import BATCH_SIZE, FeatureCache, cache_folder, extract_features
 from captioning.files import write_json
 from captioning.images import load_image

@@ -70,7 +70,7 @@ def _training(folder: str, attention: str, steps: str) -> None:
 
 def _vectors(path: str, words: str) -> None:
     """Read the vectors of some words of a text file."""
-    from captioning.extras.vectors import read_vectors
+    from captioning.extras.data.vectors import read_vectors
 
     print(status_mb("RssAnon"), flush=True)
     read_vectors(path, [f"word{row}" for row in range(int(words))])

@@ -18,7 +18,7 @@ import numpy as np
 
 from captioning.config import count
 from captioning.errors import InputError, log, reason
-from captioning.extras.compare import add_split_options, evaluate_models, in_words
+from captioning.extras.study.compare import add_split_options, evaluate_models, in_words
 from captioning.files import replace_together, require_writable
 
 COLUMNS = ["image", "A", "B", "better"]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from captioning.datasets import read_dataset
 from captioning.errors import InputError, log, reason
-from captioning.extras.layouts import leads_outside
+from captioning.extras.data.layouts import leads_outside
 from captioning.files import locked, write_error
 
 SOURCE = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from captioning.config import BEAM_WIDTH, MAX_BEAM_WIDTH, number
 from captioning.errors import InputError, log
-from captioning.extras.light import write_light
+from captioning.extras.serve.light import write_light
 from captioning.files import require_writable
 from captioning.startup import import_tensorflow, quiet_stderr
 
@@ -48,7 +48,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def convert(captioner, beam_width: int, precision: str) -> bytes:
-    """A LiteRT model with the signatures of `captioning.extras.light`, weights included."""
+    """A LiteRT model with the signatures of `captioning.extras.serve.light`, weights included."""
     import tensorflow as tf
 
     module, functions = tf.Module(), signatures(captioner, beam_width)

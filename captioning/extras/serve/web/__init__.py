@@ -37,7 +37,7 @@ def main(options: argparse.Namespace) -> None:
     with listen(options.host, options.port) as listener:  # fails before the model is loaded
         if options.host not in LOCAL:
             log(f"warning: everyone who can reach {options.host} can use the page; it has no login")
-        from captioning.extras.web.app import beam_widths, describe, make_app, make_server
+        from captioning.extras.serve.web.app import beam_widths, describe, make_app, make_server
 
         default = None if options.encoder else LIGHT
         captioner = load_captioner(options.model or default, options.encoder)

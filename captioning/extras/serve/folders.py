@@ -35,7 +35,7 @@ class Outputs:
         if options.sidecar:
             self.places.append(Sidecars())
         if options.write_metadata:
-            from captioning.extras.metadata import Metadata
+            from captioning.extras.serve.metadata import Metadata
 
             self.places.append(Metadata())
 

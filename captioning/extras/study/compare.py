@@ -14,7 +14,7 @@ import numpy as np
 from captioning import metrics
 from captioning.config import BEAM_WIDTH, add_search_options
 from captioning.errors import InputError, log
-from captioning.extras import bootstrap
+from captioning.extras.study import bootstrap
 from captioning.files import require_writable
 from captioning.startup import import_tensorflow
 
@@ -78,7 +78,7 @@ def main(options: argparse.Namespace) -> None:
     found = compare(*results)
     names = [name for name in found.scores[0] if name in found.scores[1]]
     if options.report:
-        from captioning.extras.report import build_report, write_report
+        from captioning.extras.study.report import build_report, write_report
 
         facts = dict(zip(("A, this model", "B, other model"), options.models, strict=True))
         facts |= {f"{name}, A - B": found.in_words(name) for name in names}

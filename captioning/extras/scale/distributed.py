@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from captioning.errors import InputError, log, reason
-from captioning.extras.self_critical import SAMPLES
+from captioning.extras.study.self_critical import SAMPLES
 from captioning.features import open_caches
 from captioning.files import locked
 from captioning.prepared import Prepared

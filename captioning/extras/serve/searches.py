@@ -48,11 +48,11 @@ def find_captioner(options: argparse.Namespace):
     if (is_constrained or options.sample) and captioner.beam_widths:
         raise InputError(f"{options.model}: such a search needs a checkpoint of train.py")
     if is_constrained:
-        from captioning.extras.constraints import ConstrainedCaptioner
+        from captioning.extras.serve.constraints import ConstrainedCaptioner
 
         return ConstrainedCaptioner(captioner.checkpoint, options.encoder, **constraints)
     if options.sample:
-        from captioning.extras.sampling import SamplingCaptioner
+        from captioning.extras.serve.sampling import SamplingCaptioner
 
         draw = (options.sample, options.temperature, options.top_p, options.seed)
         return SamplingCaptioner(captioner.checkpoint, options.encoder, *draw)

@@ -8,8 +8,8 @@ import argparse
 
 from captioning.config import BEAM_WIDTH, add_search_options
 from captioning.errors import log
-from captioning.extras.folders import Outputs, separate
-from captioning.extras.searches import add_options, find_captioner
+from captioning.extras.serve.folders import Outputs, separate
+from captioning.extras.serve.searches import add_options, find_captioner
 from captioning.images import list_images
 
 

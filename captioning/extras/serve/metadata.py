@@ -9,7 +9,7 @@ from pathlib import Path
 
 from captioning.captions import Caption
 from captioning.errors import InputError
-from captioning.extras.folders import UnsuitableError, require_not_read_only
+from captioning.extras.serve.folders import UnsuitableError, require_not_read_only
 from captioning.files import replacing
 
 TAGS = ("XMP-dc:Description", "XMP-iptcCore:AltTextAccessibility")

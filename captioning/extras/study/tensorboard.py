@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams import api as hparams
 from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
 from captioning.errors import InputError
-from captioning.extras.sheets import captioned_sheet
+from captioning.extras.study.sheets import captioned_sheet
 from captioning.features import FeatureCache
 from captioning.files import replace_together, write_error
 from captioning.images import load_thumbnail

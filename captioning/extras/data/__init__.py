@@ -1,0 +1,1 @@
+"""Other data sets, word vectors and encoders."""

@@ -1,0 +1,1 @@
+"""Captions for people: commands, folders, the web page, export."""

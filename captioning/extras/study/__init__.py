@@ -1,0 +1,1 @@
+"""Looking closer: reports, comparisons, other losses and architectures."""
