@@ -16,7 +16,7 @@ SEED_STRIDE = 1_000_003  # between the dropout seeds of devices
 
 
 class OneDevice:
-    """Where steps run: here. `captioning.extras.scale.distributed` has the same for several devices."""
+    """Where steps run: here. Several devices: `captioning.extras.scale.distributed`."""
 
     is_chief = True  # whether this process writes files
 
