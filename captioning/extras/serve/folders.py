@@ -118,7 +118,6 @@ class Table:
             rows = rows[:-1]
             self._replace(rows)
         self._images = {row[0] for row in rows}
-        self._file = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
 
     def _rows(self, text: str) -> list[list[str]]:
         return list(csv.reader(io.StringIO(text, newline="")))[1:]
@@ -137,16 +136,17 @@ class Table:
         if self.has(image) and not append:
             self._replaced.add(str(image))
         self._images.add(str(image))
+        row = (str(image), caption.text, f"{caption.confidence:.4f}")
         try:
-            row = (str(image), caption.text, f"{caption.confidence:.4f}")
-            csv.writer(self._file, lineterminator="\n").writerow(row)
-            self._file.flush()
+            with self.path.open(
+                "a", encoding="utf-8", errors="surrogateescape", newline=""
+            ) as file:
+                csv.writer(file, lineterminator="\n").writerow(row)
         except OSError as error:
             raise write_error(self.path, error) from None
 
     def close(self) -> None:
         """Remove the rows that were replaced."""
-        self._file.close()
         if self._replaced:
             rows = self._rows(self.path.read_bytes().decode("utf-8-sig", "surrogateescape"))
             last = {row[0]: row for row in rows}
