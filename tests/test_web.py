@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import http.client
 import io
 import json
@@ -40,14 +41,17 @@ class FakeCaptioner:
         assert self.busy.acquire(blocking=False)  # one image at a time
         return np.array([picture.mean() for picture in pixels])
 
-    def caption_features(self, features, beam_width):
+    def caption_features(self, features, beam_width, n_best=1):
         time.sleep(0.005)
         if beam_width == 1:  # the last search
             self.busy.release()
         words = ("a", "bright" if features[0] > 127 else "dark", "picture")
         if beam_width > 1 and "bright" in words:
             words += (f"width{beam_width}",)
-        return [Caption(" ".join(words), words, (0.9, 0.5, 0.25, 0.1, 0.5)[: len(words) + 1])]
+        probabilities = (0.9, 0.5, 0.25, 0.1, 0.5)
+        others = [(*words[:2], f"choice{n}") for n in range(1, n_best)] if len(words) > 3 else []
+        found = [Caption(" ".join(w), w, probabilities[: len(w) + 1]) for w in (words, *others)]
+        return [dataclasses.replace(found[0], alternatives=tuple(found[1:]))]
 
     def attention(self, features, captions):
         maps = np.full((len(captions[0].split()), 2, 2), 0.1)
@@ -115,6 +119,9 @@ def test_an_image_is_captioned_with_probabilities_and_maps(server):
     assert best["confidence"] == 0.3548  # (0.9 * 0.5 * 0.25 * 0.1 * 0.5) ** (1 / 5)
     assert best["maps"][0] == [[36, 255], [36, 36]]
     assert (greedy["caption"], greedy["beam_width"]) == ("a bright picture", 1)
+    others = [f"a bright choice{n}" for n in (1, 2, 3, 4)]
+    assert [other["caption"] for other in answer["alternatives"]] == others
+    assert server.caption(photograph(), 1)[1]["alternatives"] == []
     assert len(server.caption(photograph(0))[1]["captions"]) == 1  # both searches agree
     answer = app.describe(FakeCaptioner(has_attention=False), io.BytesIO(photograph()), 5)
     assert all("maps" not in caption for caption in answer["captions"])
@@ -257,17 +264,23 @@ def test_browser_several_files_become_cards_that_stay(page, tmp_path):
     wait_for(page, "Done: 2 captioned, 1 failed")
     assert texts(page, ".name") == ["first.png", "bad.png", "third.png"]
     captions = ["a bright picture width5", "a bright picture", "a dark picture"]
-    assert texts(page, ".caption") == captions
-    assert texts(page, ".facts")[1:] == ["Greedy: confidence 33 %", "Confidence 33 %"]
+    assert texts(page, ".captions > .caption") == captions
+    facts = ["Confidence 35 %", "Greedy: confidence 33 %", "Confidence 33 %"]
+    assert texts(page, ".captions > .facts") == facts
+    other = find(page, "details .caption")
+    assert not other.is_displayed()
+    find(page, "summary").click()
+    assert other.text == "a bright choice1"
+    assert texts(page, "details .facts")[0] == "Alternative: confidence 33 %"
     assert texts(page, ".error") == ["not a picture in a format that Pillow reads"]
     choose(page, tmp_path, huge=bytes(app.MAX_BYTES + 1))
     wait_for(page, "Done: 2 captioned, 2 failed")
     assert texts(page, ".name") == ["huge.png", "first.png", "bad.png", "third.png"]
     assert texts(page, ".error")[0] == "larger than 20 MB; scale it down"
     find(page, "#width option[value='1']").click()
-    wait(lambda: texts(page, ".caption") == captions[1:])
+    wait(lambda: texts(page, ".captions > .caption") == captions[1:])
     find(page, "#width option:last-child").click()
-    wait(lambda: texts(page, ".caption")[0] == "a bright picture width10")
+    wait(lambda: texts(page, ".captions > .caption")[0] == "a bright picture width10")
 
 
 def test_browser_words_show_their_probability_and_where_the_model_looked(page, tmp_path):
@@ -397,7 +410,7 @@ def test_browser_every_control_has_a_name_and_is_reached_by_keys(page):
         reached.append(page.switch_to.active_element.accessible_name)
     others = "; ".join(name for name in reached if not name.endswith(".jpg"))
     buttons = "Choose files; Use the camera; Beam width; Download CSV; Download JSON"
-    assert others == f"{buttons}; a, 90 %; a, 90 %; Copy"  # one tab stop per caption
+    assert others == f"{buttons}; a, 90 %; a, 90 %; Alternatives; Copy"  # one tab stop per caption
 
 
 # --- the command --------------------------------------------------------------------------------

@@ -25,13 +25,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from captioning.captions import PhotoCaptioner
+from captioning.captions import Caption, PhotoCaptioner
 from captioning.config import BEAM_WIDTH
 from captioning.errors import InputError
 from captioning.files import shipped
 from captioning.images import Photograph, load_image
 
 BEAM_WIDTHS = (1, 3, 5, 10)  # of a captioner that has all
+MOST_CAPTIONS = 5  # of the beam: the best and its alternatives
 MAX_BYTES = 20_000_000  # of an image file
 READ_AT_ONCE = 4  # image files in memory; other requests wait unread
 BODY_SECONDS = 60  # in which an image file must have arrived
@@ -128,20 +129,21 @@ def describe(captioner: PhotoCaptioner, photograph: Photograph, beam_width: int)
         beam_width: 1 is greedy decoding.
 
     Returns:
-        JSON-ready `{"captions": [...]}`, each with `beam_width`, `caption`, `words`, the
-        `probabilities` of the words and of the end, their geometric mean as `confidence` and, if
-        the model has attention, `maps`: per word rows of 0..255, 255 where the model looked most.
+        JSON-ready `{"captions": [...], "alternatives": [...]}`, the latter the beam's next best;
+        each with `beam_width`, `caption`, `words`, the `probabilities` of the words and of the
+        end, their geometric mean as `confidence` and, if the model has attention, `maps`: per word
+        rows of 0..255, 255 where the model looked most.
 
     Raises:
         InputError: not a picture, damaged, or too large.
     """
     features = captioner.encode([load_image(photograph, captioner.image_size)])
-    captions = {}  # by their text
-    for width in sorted({beam_width, 1}, reverse=True):
-        (found,) = captioner.caption_features(features, width)
-        if found.text in captions:
-            continue
-        captions[found.text] = {
+    n_best = 1 if captioner.beam_widths else min(beam_width, MOST_CAPTIONS)
+    (best,) = captioner.caption_features(features, beam_width, n_best=n_best)
+    (greedy,) = captioner.caption_features(features, 1) if beam_width > 1 else (best,)
+
+    def to_json(found: Caption, width: int) -> dict:
+        answer = {
             "beam_width": width,
             "caption": found.text,
             "words": list(found.words),
@@ -151,8 +153,14 @@ def describe(captioner: PhotoCaptioner, photograph: Photograph, beam_width: int)
         if captioner.has_attention:
             (maps,) = captioner.attention(features, [found.text])
             scaled = 255 * maps / maps.max(axis=(1, 2), keepdims=True)
-            captions[found.text]["maps"] = scaled.round().astype(int).tolist()
-    return {"captions": list(captions.values())}
+            answer["maps"] = scaled.round().astype(int).tolist()
+        return answer
+
+    captions = [to_json(best, beam_width)]
+    if greedy.text != best.text:
+        captions.append(to_json(greedy, 1))
+    others = [other for other in best.alternatives if other.text != greedy.text]
+    return {"captions": captions, "alternatives": [to_json(other, beam_width) for other in others]}
 
 
 def is_known(host: str, names: set[str]) -> bool:

@@ -80,8 +80,12 @@ async function ask(file) {
 }
 
 function display(card) {
-  const { captions = [], error } = card.result;
-  const lines = captions.flatMap(captionElements);
+  const { captions = [], alternatives = [], error } = card.result;
+  const lines = captions.flatMap((caption, place) => captionElements(caption, place ? "Greedy: confidence" : ""));
+  if (alternatives.length) {
+    const more = alternatives.flatMap((caption) => captionElements(caption, "Alternative: confidence"));
+    lines.push(create("details", "", create("summary", "note", "Alternatives"), ...more));
+  }
   if (error) lines.push(create("p", "error", error));
   card.element.classList.remove("waiting");
   card.element.querySelector(".captions").replaceChildren(...lines);
@@ -90,12 +94,11 @@ function display(card) {
 
 const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
 
-function captionElements(caption, place) {
-  const line = create("p", place ? "caption other" : "caption");
+function captionElements(caption, kind) {
+  const line = create("p", kind ? "caption other" : "caption");
   line.setAttribute("role", "toolbar");
   line.setAttribute("aria-label", "Words of the caption");
-  const name = place ? "Greedy: confidence" : "Confidence";
-  const facts = create("p", "note facts", `${name} ${percent(caption.confidence)}`);
+  const facts = create("p", "note facts", `${kind || "Confidence"} ${percent(caption.confidence)}`);
   facts.setAttribute("aria-live", "off"); // it changes as words are pointed at
   caption.words.forEach((word, index) => {
     const button = create("button", "word", word);
