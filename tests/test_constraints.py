@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
@@ -75,7 +76,13 @@ def test_a_narrow_search_is_beam_search_and_still_says_what_is_required(width):
 
 def test_constraints_that_cannot_hold_are_reported():
     vocabulary = Vocabulary([*SPECIALS, "a", "dog", "dogs", "grass", *"bcdefghi"], [0] * 16)
-    limits = Constraints.parse(vocabulary, 20, ["Dog", "grass!"], ["dogs a"], 3, 9, 2)
+    none = {"require": [], "forbid": [], "min_words": 0, "max_words": None, "no_repeat_ngram": 0}
+
+    def parse(**options):
+        return Constraints.parse(vocabulary, 20, SimpleNamespace(**none | options))
+
+    lengths = {"min_words": 3, "max_words": 9, "no_repeat_ngram": 2}
+    limits = parse(require=["Dog", "grass!"], forbid=["dogs a"], **lengths)
     assert limits == (frozenset({5, 7}), frozenset({6, 4}), frozenset({4}), 3, 9, 2)
     for problem, arguments in {
         "cat: is not a word that this model knows": {"forbid": ["cat"]},
@@ -87,7 +94,7 @@ def test_constraints_that_cannot_hold_are_reported():
         "captions of 2 to 1 words": {"require": ["dog", "grass"], "max_words": 1},
     }.items():
         with pytest.raises(InputError, match=problem):
-            Constraints.parse(vocabulary, 20, **arguments)
+            parse(**arguments)
     with pytest.raises(InputError, match="no caption satisfies"):
         search(Scripted(0), FREE._replace(never_last=frozenset(WORDS), min_words=1), 5)
 

@@ -16,7 +16,6 @@ import tensorflow as tf
 from captioning.captioner import Captioner
 from captioning.captions import Caption
 from captioning.checkpoint import Checkpoint
-from captioning.config import LENGTH_PENALTY
 from captioning.errors import InputError
 from captioning.vocabulary import END, PAD, START, TOKENIZERS, UNKNOWN, Vocabulary
 
@@ -36,30 +35,23 @@ class Constraints(NamedTuple):
     ngram: int  # no sequence of so many words occurs twice; 0 allows all
 
     @classmethod
-    def parse(
-        cls,
-        vocabulary: Vocabulary,
-        longest: int,
-        require: Sequence[str] = (),
-        forbid: Sequence[str] = (),
-        min_words: int = 0,
-        max_words: int | None = None,
-        no_repeat_ngram: int = 0,
-    ) -> "Constraints":
-        """Constraints for a model that writes up to `longest` words; InputError if impossible."""
-        required, forbidden = _ids(vocabulary, require), _ids(vocabulary, forbid)
+    def parse(cls, vocabulary: Vocabulary, longest: int, options) -> "Constraints":
+        """Of `caption`'s options, for a model that writes up to `longest` words, or InputError."""
+        required, forbidden = (_ids(vocabulary, x) for x in (options.require, options.forbid))
         if both := required & forbidden:
             raise InputError(f"{vocabulary.words[min(both)]}: is both required and forbidden")
         if len(required) > MOST_REQUIRED:
             raise InputError(f"{len(required)} words are required, expected up to {MOST_REQUIRED}")
-        most, least = max_words or longest, max(min_words, len(required))
+        most = options.max_words or longest
+        least = max(options.min_words, len(required))
         if not least <= most <= longest:
             raise InputError(
                 f"captions of {least} to {most} words: this model writes up to {longest}; change "
                 "--min-words, --max-words or --require"
             )
         unfinished = _ids(vocabulary, filter(vocabulary.__contains__, UNFINISHED.split()))
-        return cls(required, forbidden, unfinished, min_words, most, no_repeat_ngram)
+        limits = (options.min_words, most, options.no_repeat_ngram)
+        return cls(required, forbidden, unfinished, *limits)
 
     def blocked(self, words: list[int]) -> list[int]:
         """The ids that may not follow `words`, an unfinished caption."""
@@ -133,27 +125,21 @@ def constrained_beam_search(
 
 
 class ConstrainedCaptioner(Captioner):
-    """A captioner whose captions satisfy constraints, given as to `Constraints.parse`."""
+    """A captioner whose captions satisfy the constraints of `caption`'s options."""
 
-    def __init__(self, checkpoint: Checkpoint, encoder: str | None = None, **constraints):
-        """Check the constraints against the checkpoint."""
-        super().__init__(checkpoint, encoder)
-        longest = self.model.config.max_words
-        self.constraints = Constraints.parse(self.vocabulary, longest, **constraints)
+    def __init__(self, checkpoint: Checkpoint, options):
+        super().__init__(checkpoint, options.encoder)
+        self.limits = Constraints.parse(self.vocabulary, self.model.config.max_words, options)
         self._step = tf.function(self.model.step, autograph=False, reduce_retracing=True)
 
     def caption_features(
-        self,
-        features: np.ndarray,
-        beam_width: int,
-        length_penalty: float = LENGTH_PENALTY,
-        n_best: int = 1,
+        self, features: np.ndarray, beam_width: int, length_penalty: float, n_best: int = 1
     ) -> list[Caption]:
         """As `Captioner.caption_features`; InputError if no caption satisfies the constraints."""
         captions = []
         for feature in features:
             start = self.model.encode_image(tf.constant(feature[None])), self.model.initial_state(1)
-            search = (self.constraints, max(beam_width, n_best), length_penalty, n_best)
+            search = (self.limits, max(beam_width, n_best), length_penalty, n_best)
             found = constrained_beam_search(self._step, *start, *search)
             captions.append(Caption.from_search(self.vocabulary, *zip(*found, strict=True)))
         return captions

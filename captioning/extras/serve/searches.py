@@ -37,23 +37,21 @@ def find_captioner(options: argparse.Namespace):
 
     Without TensorFlow if that is enough: the shipped `.tflite` file has the usual search.
     """
-    constraints = {name: getattr(options, name) for name in CONSTRAINTS}
-    is_constrained = any(constraints.values())
+    is_constrained = any(getattr(options, name) for name in CONSTRAINTS)
     if options.sample and is_constrained:
         raise InputError("--sample draws freely; leave it out, or the constraints")
     is_usual = options.beam_width in (1, BEAM_WIDTH) and options.n_best == 1
     if not options.encoder and is_usual and not options.sample and not is_constrained:
         return load_captioner(options.model or LIGHT)
-    captioner = load_captioner(options.model, options.encoder)
+    captioner = load_captioner(options.model, encoder=options.encoder)
     if (is_constrained or options.sample) and captioner.beam_widths:
         raise InputError(f"{options.model}: such a search needs a checkpoint of train.py")
     if is_constrained:
         from captioning.extras.serve.constraints import ConstrainedCaptioner
 
-        return ConstrainedCaptioner(captioner.checkpoint, options.encoder, **constraints)
+        return ConstrainedCaptioner(captioner.checkpoint, options)
     if options.sample:
         from captioning.extras.serve.sampling import SamplingCaptioner
 
-        draw = (options.sample, options.temperature, options.top_p, options.seed)
-        return SamplingCaptioner(captioner.checkpoint, options.encoder, *draw)
+        return SamplingCaptioner(captioner.checkpoint, options)
     return captioner
