@@ -29,8 +29,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--image", nargs="+", metavar="FILE_OR_DIR", help="photographs or folders")
     what.add_argument("--split", help="score this split of --data, e.g. dev")
-    add("--model", metavar="FILE", help="a checkpoint of train.py, or for --image a .tflite file"
-        f" that was exported from one (default: {PRETRAINED})")  # fmt: skip
+    add("--model", nargs="+", default=[], metavar="FILE", help="a checkpoint of train.py; several"
+        " (their probabilities are averaged); or, for --image, a .tflite file that was exported"
+        f" from one (default: {PRETRAINED})")  # fmt: skip
     add("--encoder", metavar="FILE", help="the model's encoder if it is not where it was in"
         " training: a .keras file, or the .h5 weights of a named CNN")  # fmt: skip
     add("--data", default="prepared", help="prepared folder for --split (default: %(default)s)")
@@ -68,9 +69,9 @@ def main() -> int:
             require_writable(output)
     if options.attention and len(paths) != 1:
         raise InputError(f"--attention draws one picture, {len(paths)} were given")
-    if options.split and str(options.model).endswith(LIGHT_SUFFIX):
-        raise InputError(f"{options.model}: --split needs a checkpoint of train.py")
-    captioner = load_captioner(options.model, options.encoder)
+    if options.split and "".join(options.model).endswith(LIGHT_SUFFIX):
+        raise InputError(f"{options.model[-1]}: --split needs a checkpoint of train.py")
+    captioner = load_captioner(*options.model, encoder=options.encoder)
     if options.attention and not captioner.has_attention:
         raise InputError("this model has no attention to draw; leave out --attention")
     if options.split:
@@ -111,7 +112,7 @@ def score_split(captioner, options: argparse.Namespace) -> int:
     result = evaluate(captioner, prepared, options.split, cache, *search)
     facts = {
         "split": f"{options.split}, {len(result.images)} images ({prepared.split_origin})",
-        "model": options.model or PRETRAINED,
+        "model": ", ".join(options.model) or PRETRAINED,
         "encoder": f"{encoder['name']}, {encoder['image_size']} x {encoder['image_size']}",
         "decoding": "beam width {}, length penalty {:g}".format(*search)
         if options.beam_width > 1

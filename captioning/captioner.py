@@ -68,7 +68,7 @@ class Captioner(PhotoCaptioner):
         """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
         parts = [self.encoder.encode(np.array(part)) for part in batched(pixels, BATCH_SIZE)]
         grid = np.concatenate(parts)
-        if not self.has_attention:
+        if len(self.model.feature_shape) == 1:
             return grid.mean((1, 2))
         return grid.reshape(len(grid), *self.model.feature_shape)
 

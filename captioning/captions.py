@@ -194,14 +194,16 @@ def read_ahead(load: Callable, images: Iterable, size: int) -> Iterator[list[tup
 
 
 def load_captioner(
-    path: str | os.PathLike | None = None, encoder: str | os.PathLike | None = None
+    path: str | os.PathLike | None = None,
+    *others: str | os.PathLike,
+    encoder: str | os.PathLike | None = None,
 ) -> PhotoCaptioner:
     """Load a `.tflite` file without TensorFlow, or a checkpoint (None: the shipped one) with it.
 
-    `encoder` is for a checkpoint, see `captioning.captioner.Captioner`. InputError if the file
-    cannot be used.
+    Several checkpoints are an ensemble, see `captioning.extras.study.ensemble`. `encoder` is for
+    checkpoints, see `captioning.captioner.Captioner`. InputError if a file cannot be used.
     """
-    if path and Path(path).suffix == LIGHT_SUFFIX:
+    if path and Path(path).suffix == LIGHT_SUFFIX and not others:
         if encoder:
             raise InputError(f"{path}: has its own encoder; leave out --encoder")
         from captioning.extras.serve.light import LightCaptioner
@@ -210,6 +212,10 @@ def load_captioner(
     from captioning.startup import import_tensorflow
 
     import_tensorflow()
+    if others:
+        from captioning.extras.study.ensemble import load_ensemble
+
+        return load_ensemble([path, *others], encoder)
     from captioning.captioner import Captioner
 
     return Captioner.load(path, encoder)

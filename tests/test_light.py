@@ -141,7 +141,7 @@ def test_what_the_file_cannot_do_is_one_line(file, photographs, script, checkpoi
     status, _, err = script("test.py", "--split", "dev", *model)
     assert (status, err) == (2, f"error: {file}: --split needs a checkpoint of train.py\n")
     with pytest.raises(InputError, match="leave out --encoder"):
-        load_captioner(file, "encoder.keras")
+        load_captioner(file, encoder="encoder.keras")
     assert isinstance(load_captioner(checkpoints["grid"]), Captioner)
 
 

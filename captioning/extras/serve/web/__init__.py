@@ -40,7 +40,7 @@ def main(options: argparse.Namespace) -> None:
         from captioning.extras.serve.web.app import beam_widths, describe, make_app, make_server
 
         default = None if options.encoder else LIGHT
-        captioner = load_captioner(options.model or default, options.encoder)
+        captioner = load_captioner(options.model or default, encoder=options.encoder)
         grey = np.full((64, 64, 3), 127, np.uint8)
         describe(captioner, grey, beam_widths(captioner)[1])  # compiles the search if it is Keras'
         model = Path(options.model).name if options.model else "the pretrained captioner"
