@@ -36,8 +36,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         " for the other workers (default: %(default)s)")  # fmt: skip
     Config.add_options(parser)
     options = parser.parse_args(arguments)
-    if options.attention == "grid" and options.units % options.heads:
-        parser.error(f"--units {options.units} is not divisible by --heads {options.heads}")
+    if problem := Config.from_options(options).contradiction():
+        parser.error(problem)
     return options
 
 
@@ -56,7 +56,7 @@ from captioning import metrics
 from captioning.batches import Split
 from captioning.checkpoint import Checkpoint, feature_shape
 from captioning.features import open_caches
-from captioning.model import MergeDecoder
+from captioning.model import MergeDecoder, build_decoder
 from captioning.prepared import Prepared
 from captioning.runs import BEST_FILE, Run
 from captioning.steps import OneDevice, Steps
@@ -147,11 +147,10 @@ def fit(options: argparse.Namespace, prepared: Prepared, devices) -> None:
 
 def build_model(config: Config, prepared: Prepared, shape: tuple[int, ...]) -> MergeDecoder:
     """The model, its word vectors those of the prepared folder."""
-    if config.random_embeddings:
-        return MergeDecoder(config, len(prepared.vocabulary), shape, embedding_size=300)
-    embeddings = prepared.embeddings()
-    model = MergeDecoder(config, len(prepared.vocabulary), shape, embeddings.shape[1])
-    model.embedding.embeddings.assign(embeddings)
+    size = 300 if config.random_embeddings else prepared.embeddings().shape[1]
+    model = build_decoder(config, len(prepared.vocabulary), shape, size)
+    if not config.random_embeddings:
+        model.embedding.embeddings.assign(prepared.embeddings())
     return model
 
 
@@ -166,8 +165,9 @@ def cross_entropy_epoch(epoch: int, config: Config, train: Split, steps: Steps, 
     with progress(epoch, train.caption_count) as bar:
         for number, batch in enumerate(batches):
             done = epoch - 1 + (number + 0.5) / len(batches)
-            rate = learning_rate(done, config.epochs, config.learning_rate, WARM_UP)
-            steps.optimizer.learning_rate.assign(rate)
+            if config.optimizer == "adamw":  # Adadelta has no schedule
+                rate = learning_rate(done, config.epochs, config.learning_rate, WARM_UP)
+                steps.optimizer.learning_rate.assign(rate)
             mine = devices.part(len(batch.images))
             features = train.features(batch.images[mine], batch.mirrored[mine])
             step_loss, step_words = steps.train(features, batch.words[mine])

@@ -16,7 +16,7 @@ import numpy as np
 from captioning.config import Config
 from captioning.errors import InputError, reason
 from captioning.files import read_tensors, tensor_bytes, write_bytes
-from captioning.model import MergeDecoder
+from captioning.model import MergeDecoder, build_decoder
 from captioning.vocabulary import Vocabulary
 
 VERSION = 2
@@ -68,7 +68,7 @@ class Checkpoint:
             shapes = {name: tensor.shape for name, tensor in tensors.items()}
             _check_sizes(config, len(vocabulary), encoder["grid_shape"], shapes)
             size = shapes["embedding/embeddings"][-1]
-            model = MergeDecoder(config, len(vocabulary), shape, size, dtype)
+            model = build_decoder(config, len(vocabulary), shape, size, dtype)
             if shapes != {_name(weight): weight.shape for weight in model.weights}:
                 raise ValueError(MISFIT)
             if not all(t.dtype == np.float32 and np.isfinite(t).all() for t in tensors.values()):
@@ -107,12 +107,14 @@ def _check_sizes(config: Config, words: int, grid: list[int], shapes: dict) -> N
     if not all(type(n) is int and n > 0 for n in numbers) or grid[0] * grid[1] > MOST_POSITIONS:
         raise ValueError(f"a grid of {grid}, {config.max_words} words")
     cell, units, size = f"rnn/{config.rnn}_cell", config.units, shapes["embedding/embeddings"][-1]
+    inputs = size + units if config.architecture == "par-inject" else size
+    merged = units if config.merge == "add" else 2 * units
     expected = {
         "embedding/embeddings": (words, size),
-        f"{cell}/kernel": (size, GATES[config.rnn] * units),
+        f"{cell}/kernel": (inputs, GATES[config.rnn] * units),
         f"{cell}/recurrent_kernel": (units, GATES[config.rnn] * units),
         "image_dense/kernel": (grid[2], units),
-        "word_scores/kernel": (units, words),
+        "word_scores/kernel": (merged, words),
     }
     if not expected.items() <= shapes.items():
         raise ValueError(MISFIT)

@@ -50,6 +50,15 @@ class Config:
         "merge one pooled vector per image, or also attend to the grid of features",
         choices=("none", "grid"),
     )
+    architecture: str = option(
+        "merge",
+        "where the image enters: after the RNN, or in one of three ways before it (Tanti et al. "
+        "2018)",
+        choices=("merge", "init-inject", "pre-inject", "par-inject"),
+    )
+    merge: str = option(
+        "add", "how the merge model joins image and words", choices=("add", "concat")
+    )
     rnn: str = option("gru", "type of the RNN", choices=("gru", "lstm"))
     units: int = option(512, "width of the RNN and of the merged layer", type=count)
     heads: int = option(8, "attention heads; must divide --units", type=count)
@@ -61,10 +70,13 @@ class Config:
     max_words: int = option(
         0, "cut longer captions (0 = the limit in DATA/prepared.json)", type=number(int, 0, 1000)
     )
+    optimizer: str = option("adamw", "algorithm of the updates", choices=("adamw", "adadelta"))
     learning_rate: float = option(
-        1e-3, "peak; linear warm-up over one epoch, then cosine decay", type=positive
+        1e-3,
+        "peak; linear warm-up over one epoch, then cosine decay; constant for adadelta, e.g. 1",
+        type=positive,
     )
-    weight_decay: float = option(0.0, "of AdamW", type=fraction)
+    weight_decay: float = option(0.0, "of the optimizer", type=fraction)
     label_smoothing: float = option(0.1, "of the target distribution", type=fraction)
     self_critical_epochs: int = option(
         0,
@@ -106,9 +118,17 @@ class Config:
                 check.get("type", str)(str(value))
             except argparse.ArgumentTypeError as error:
                 raise ValueError(f"{field.name} {error}") from None
-        if config.attention == "grid" and config.units % config.heads:
-            raise ValueError(f"units {config.units} is not divisible by heads {config.heads}")
+        if problem := config.contradiction():
+            raise ValueError(problem)
         return config
+
+    def contradiction(self) -> str | None:
+        """What does not go together, if anything."""
+        if self.attention == "grid" and self.units % self.heads:
+            return f"--units {self.units} is not divisible by --heads {self.heads}"
+        if self.architecture != "merge" and (self.attention, self.merge) != ("none", "add"):
+            return f"--architecture {self.architecture} has no --attention and no --merge"
+        return None
 
 
 def add_search_options(parser: argparse.ArgumentParser, width: int) -> None:

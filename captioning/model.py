@@ -114,10 +114,13 @@ class MergeDecoder(keras.Model):
     def merge(self, outputs, image, training=False):
         """Merge RNN outputs (I, N, U) with encoded images; N counts all prefixes of an image.
 
-        Returns activations (I, N, U) and attention weights (I, heads, N, P), or None.
+        Returns activations (I, N, U), or (I, N, 2U) if they are concatenated, and attention
+        weights (I, heads, N, P), or None.
         """
-        attention = None
-        merged = self.word_dense(outputs) + image[0][:, None]  # (I, N, U)
+        attention, merged = None, self.word_dense(outputs)  # (I, N, U)
+        vector, is_sum = image[0][:, None], self.config.merge == "add"
+        if is_sum:
+            merged = merged + vector
         if self.has_attention:
             _, keys, values = image
             queries = self._split_heads(self.query(outputs))  # (I, heads, N, U / heads)
@@ -127,6 +130,8 @@ class MergeDecoder(keras.Model):
             context = ops.matmul(ops.cast(attention, values.dtype), values)
             context = ops.reshape(ops.swapaxes(context, 1, 2), ops.shape(outputs))  # (I, N, U)
             merged = merged + self.context_dense(self.gate(outputs) * context)
+        if not is_sum:
+            merged = ops.concatenate([merged, ops.broadcast_to(vector, ops.shape(merged))], -1)
         merged = self.merge_norm(ops.relu(merged))
         return self.merge_dropout(merged, training=training), attention
 
@@ -139,7 +144,7 @@ class MergeDecoder(keras.Model):
     def read_captions(self, words, features, training=False):
         """One pass over captions (I, K, T) from START -> activations after every prefix.
 
-        They are (I, K * T, U); those after a pad are meaningless.
+        They are as of `merge`, N = K * T; those after a pad are meaningless.
         """
         images, captions, length = ops.shape(words)
         outputs, _ = self.read_words(ops.reshape(words, (-1, length)), training=training)
@@ -153,7 +158,7 @@ class MergeDecoder(keras.Model):
         that are not pads; the targets (N,); the caption of each (N,), from 0 to I * K - 1.
         """
         merged = self.read_captions(words[:, :, :-1], features, training)
-        merged = ops.reshape(merged, (-1, self.config.units))
+        merged = ops.reshape(merged, (-1, merged.shape[-1]))
         targets = ops.reshape(words[:, :, 1:], (-1,))
         (real,) = ops.nonzero(targets != PAD)
         captions = real // (ops.shape(words)[-1] - 1)
@@ -185,3 +190,12 @@ class MergeDecoder(keras.Model):
         images, length, units = ops.shape(x)
         x = ops.reshape(x, (images, length, self.config.heads, units // self.config.heads))
         return ops.swapaxes(x, 1, 2)
+
+
+def build_decoder(config: Config, *sizes, **options) -> MergeDecoder:
+    """The model of `config.architecture`; further arguments as those of `MergeDecoder`."""
+    if config.architecture == "merge":
+        return MergeDecoder(config, *sizes, **options)
+    from captioning.extras.architectures import ARCHITECTURES
+
+    return ARCHITECTURES[config.architecture](config, *sizes, **options)

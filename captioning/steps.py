@@ -58,7 +58,8 @@ class Steps:
         dev_loss = partial(cross_entropy, model, training=False)
         decode = partial(decode_greedily, model, max_words=config.max_words)
 
-        self.optimizer = self.make_optimizer(config.learning_rate, CLIP_NORM, config.weight_decay)
+        rate, decay = config.learning_rate, config.weight_decay
+        self.optimizer = self.make_optimizer(config.optimizer, rate, CLIP_NORM, decay)
         self.train = self.gradient_step(self.optimizer, loss, self.signature)
         self.variables = [*model.weights, *self.optimizer.variables]  # all an epoch starts from
         self._epoch = tf.Variable(0, trainable=False)
@@ -66,9 +67,10 @@ class Steps:
         self.dev = OneDevice().run(dev_loss, self.signature)
         self.decode = OneDevice().run(decode, [features])
 
-    def make_optimizer(self, rate: float, clip_norm: float, weight_decay: float = 0.0):
-        """An AdamW optimiser of the model's weights, for `gradient_step`."""
-        optimizer = keras.optimizers.AdamW(rate, weight_decay, global_clipnorm=clip_norm)
+    def make_optimizer(self, name: str, rate: float, clip_norm: float, weight_decay: float = 0.0):
+        """An optimiser of the model's weights, for `gradient_step`."""
+        kind = {"adamw": keras.optimizers.AdamW, "adadelta": keras.optimizers.Adadelta}[name]
+        optimizer = kind(rate, weight_decay=weight_decay, global_clipnorm=clip_norm)
         optimizer.build(self._model.trainable_variables)
         optimizer._all_reduce_sum_gradients = list  # summed already, before they are clipped
         return optimizer

@@ -62,7 +62,7 @@ class SelfCritical:
             autograph=False,
         )
         figures = [tf.TensorSpec((None, None), tf.float32)] * 2
-        self.optimizer = steps.make_optimizer(config.self_critical_rate, CLIP_NORM)
+        self.optimizer = steps.make_optimizer("adamw", config.self_critical_rate, CLIP_NORM)
         loss = partial(self_critical, model)
         self.train = steps.gradient_step(self.optimizer, loss, [*steps.signature, *figures])
         steps.variables += self.optimizer.variables
