@@ -196,6 +196,6 @@ def build_decoder(config: Config, *sizes, **options) -> MergeDecoder:
     """The model of `config.architecture`; further arguments as those of `MergeDecoder`."""
     if config.architecture == "merge":
         return MergeDecoder(config, *sizes, **options)
-    from captioning.extras.architectures import ARCHITECTURES
+    from captioning.extras.study.architectures import ARCHITECTURES
 
     return ARCHITECTURES[config.architecture](config, *sizes, **options)
