@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from captioning.captions import Caption, PhotoCaptioner, batched
 from captioning.checkpoint import Checkpoint
-from captioning.config import LENGTH_PENALTY, MAX_LENGTH_PENALTY
+from captioning.config import BEAM_WIDTH, LENGTH_PENALTY, MAX_LENGTH_PENALTY
 from captioning.decoding import beam_search, decode_greedily
 from captioning.encoders import WEIGHT_SUFFIXES, Encoder, encoder_label, load_encoder
 from captioning.errors import InputError
@@ -72,22 +72,20 @@ class Captioner(PhotoCaptioner):
             return grid.mean((1, 2))
         return grid.reshape(len(grid), *self.model.feature_shape)
 
-    def caption_cached(
-        self, cache: FeatureCache, images: Sequence[str], beam_width: int, length_penalty: float
-    ) -> list[str]:
+    def caption_cached(self, cache: FeatureCache, images: Sequence[str], *search) -> list[str]:
         """Caption images whose features are in `cache`, by their file names."""
         captions = []
         with tqdm(total=len(images), unit=" images", leave=False, disable=None) as progress:
             for rows in batched(cache.rows(images), DECODED_AT_ONCE):
                 features = cache.read(np.array(rows), self.model.feature_shape)
-                captions += self.caption_features(features, beam_width, length_penalty)
+                captions += self.caption_features(features, *search)
                 progress.update(len(rows))
         return [caption.text for caption in captions]
 
     def caption_features(
         self,
         features: np.ndarray,
-        beam_width: int,
+        beam_width: int = BEAM_WIDTH,
         length_penalty: float = LENGTH_PENALTY,
         n_best: int = 1,
     ) -> list[Caption]:

@@ -22,6 +22,7 @@ from captioning.vocabulary import END, Vocabulary
 LIGHT_SUFFIX = ".tflite"
 LIGHT = shipped("data/pretrained/captioner.tflite")
 OPENED_AT_ONCE = 32  # photographs
+SEARCH = ("beam_width", "length_penalty", "n_best")  # options of the command line
 
 
 @dataclass(frozen=True)
@@ -97,58 +98,46 @@ class PhotoCaptioner(ABC):
     def caption_features(
         self,
         features: np.ndarray,
-        beam_width: int,
+        beam_width: int = BEAM_WIDTH,
         length_penalty: float = LENGTH_PENALTY,
         n_best: int = 1,
     ) -> list[Caption]:
         """Caption encoded images (images, *feature_shape): one each, with n_best - 1 alternatives.
 
-        The beam is at least `n_best` wide.
+        Beam search keeps `beam_width` unfinished captions, at least `n_best`; 1 is greedy
+        decoding. For the length penalty see `captioning.decoding.beam_search`.
         """
 
     def caption(
-        self,
-        images: Photograph | Iterable[Photograph],
-        beam_width: int = BEAM_WIDTH,
-        length_penalty: float = LENGTH_PENALTY,
-        n_best: int | None = None,
+        self, images: Photograph | Iterable[Photograph], n_best: int | None = None, **search
     ) -> str | list[str] | list[list[str]]:
         """Caption one photograph (-> text) or several (-> list), or raise InputError.
 
-        Beam search keeps `beam_width` unfinished captions; 1 is greedy decoding. For the length
-        penalty see `captioning.decoding.beam_search`. With `n_best` each text is a list of up to
-        so many, the best first.
+        `search` are options of `caption_features`. With `n_best` each text is a list of up to so
+        many, the best first.
         """
 
         def texts(found: Caption) -> str | list[str]:
             return found.text if n_best is None else [c.text for c in (found, *found.alternatives)]
 
-        found = self.describe(images, beam_width, length_penalty, n_best or 1)
+        found = self.describe(images, n_best=n_best or 1, **search)
         return texts(found) if isinstance(found, Caption) else list(map(texts, found))
 
     def describe(
-        self,
-        images: Photograph | Iterable[Photograph],
-        beam_width: int = BEAM_WIDTH,
-        length_penalty: float = LENGTH_PENALTY,
-        n_best: int = 1,
+        self, images: Photograph | Iterable[Photograph], **search
     ) -> Caption | list[Caption]:
-        """As `caption`, with the probability of each word; alternatives if `n_best` > 1."""
+        """As `caption`, with the probability of each word, and alternatives if `n_best` > 1."""
         if isinstance(images, Photograph):
-            return self.describe([images], beam_width, length_penalty, n_best)[0]
+            return self.describe([images], **search)[0]
         captions = []
-        for _, found in self.caption_each(images, beam_width, length_penalty, n_best):
+        for _, found in self.caption_each(images, **search):
             if isinstance(found, InputError):
                 raise found
             captions.append(found)
         return captions
 
     def caption_each(
-        self,
-        images: Iterable[Photograph],
-        beam_width: int,
-        length_penalty: float,
-        n_best: int = 1,
+        self, images: Iterable[Photograph], **search
     ) -> Iterator[tuple[Photograph, Caption | InputError]]:
         """Yield each photograph with its caption, or with the error if it cannot be read."""
 
@@ -160,11 +149,8 @@ class PhotoCaptioner(ABC):
 
         for batch in read_ahead(load, images, OPENED_AT_ONCE):
             pixels = [picture for _, picture in batch if isinstance(picture, np.ndarray)]
-            captions = iter(())
-            if pixels:
-                features = self.encode(pixels)
-                search = (beam_width, length_penalty, n_best)
-                captions = iter(self.caption_features(features, *search))
+            found = self.caption_features(self.encode(pixels), **search) if pixels else []
+            captions = iter(found)
             for image, picture in batch:
                 yield image, picture if isinstance(picture, InputError) else next(captions)
 
@@ -172,8 +158,8 @@ class PhotoCaptioner(ABC):
         self, paths: Iterable[Path], options: argparse.Namespace
     ) -> Iterator[tuple[Path, Caption]]:
         """Print the caption of each file, or its error to stderr; yield what was captioned."""
-        search = (options.beam_width, options.length_penalty, options.n_best)
-        for path, found in self.caption_each(paths, *search):
+        search = {name: getattr(options, name) for name in SEARCH}
+        for path, found in self.caption_each(paths, **search):
             if isinstance(found, InputError):
                 log(f"error: {found}")
                 continue

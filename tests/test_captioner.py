@@ -122,7 +122,7 @@ def test_photographs_are_captioned_from_the_features_of_their_encoder(
             # A JPEG may be decoded at a smaller scale, so only the others are exactly the same.
             expected = one.caption_features(features[[0, 2]], 2)
             assert [captions[0].text, captions[2].text] == [caption.text for caption in expected]
-        assert [one.caption(path, 2) for path in photographs] == [
+        assert [one.caption(path, beam_width=2) for path in photographs] == [
             caption.text for caption in captions
         ]
 

@@ -31,8 +31,8 @@ class Colours(PhotoCaptioner):
         texts = [f"{self.word} {value:.0f}" for (value,) in features]
         return [Caption(text, tuple(text.split()), (0.5, 0.5, 0.5)) for text in texts]
 
-    def caption_each(self, *arguments):
-        for place, found in enumerate(super().caption_each(*arguments)):
+    def caption_each(self, images, **search):
+        for place, found in enumerate(super().caption_each(images, **search)):
             if place == self.lives:
                 raise KeyboardInterrupt
             yield found

@@ -120,7 +120,7 @@ def test_the_commands_never_import_tensorflow(command, file, photographs, tmp_pa
     assert (status, err.splitlines()[1:]) == (1, ["[]"])
     assert err.startswith(f"error: {bad}: ")
     lines = [json.loads(line) for line in out.splitlines()]
-    expected = LightCaptioner(file).caption(photographs, 3)
+    expected = LightCaptioner(file).caption(photographs, beam_width=3)
     assert [line["caption"] for line in lines] == expected
     assert {line["model"] for line in lines} == {str(file)}
 
