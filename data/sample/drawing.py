@@ -1,15 +1,10 @@
 """Draw one picture of the sample data set: a place and the things in it. See draw_sample.py."""
 
 import colorsys
-import math
-import random
 from itertools import cycle, pairwise, product
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
-
-Colour = tuple[int, int, int]  # red, green, blue, 0 to 255
+from PIL import Image, ImageDraw
 
 SIZE = 224  # pixels, width and height of a picture
 SCALE = 4  # pictures are drawn this much larger and then reduced, for smooth edges
@@ -31,26 +26,7 @@ HAIRS = ((92, 58, 36), (60, 42, 36), (176, 112, 52), (46, 40, 44))
 SHADOWS = {"snow": (96, 116, 170), "night": (6, 10, 30), "water": (10, 50, 90)}
 
 
-class Placement(NamedTuple):
-    """A thing in a picture; pixels of the finished picture, from its upper left corner."""
-
-    kind: str
-    colour: str
-    x: float  # of the middle
-    foot: float  # y of the lower edge
-    width: float
-    height: float
-    mirrored: bool
-    grounded: bool  # stands or floats at the place, neither flies nor rides
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom in pixels."""
-        left, right = self.x - self.width / 2, self.x + self.width / 2
-        return left, self.foot - self.height, right, self.foot
-
-
-def toned(colour: Colour, factor: float) -> Colour:
+def tint(colour: tuple, factor: float) -> tuple:
     """Make `colour` lighter (factor above 1, towards white) or darker (below 1)."""
     if factor > 1:
         return tuple(round(value + (255 - value) * (factor - 1)) for value in colour)
@@ -58,7 +34,7 @@ def toned(colour: Colour, factor: float) -> Colour:
     return tuple(round(255 * v) for v in colorsys.hls_to_rgb(hue, light * factor, saturation))
 
 
-def blended(size: tuple[int, int], top: Colour, bottom: Colour) -> Image.Image:
+def blended(size: tuple[int, int], top: tuple, bottom: tuple) -> Image.Image:
     """Make an image whose colour changes from `top` to `bottom`."""
     gradient = Image.linear_gradient("L").resize(size)
     return Image.composite(Image.new("RGB", size, bottom), Image.new("RGB", size, top), gradient)
@@ -72,7 +48,7 @@ def path(points: str) -> np.ndarray:
 def arc(x, y, width, height, start=0, stop=360, steps=48) -> np.ndarray:
     """Points on the ellipse of these half-axes about (x, y), anticlockwise; angles in degrees."""
     angles = np.radians(start + (stop - start) * np.arange(steps + 1) / steps)
-    return np.stack([x + width * np.cos(angles), y + height * np.sin(angles)], axis=1)
+    return np.c_[x + width * np.cos(angles), y + height * np.sin(angles)]
 
 
 def box(left, bottom, right, top) -> np.ndarray:
@@ -82,18 +58,16 @@ def box(left, bottom, right, top) -> np.ndarray:
 
 def curve(points: str) -> np.ndarray:
     """Points on the closed Catmull-Rom spline through `points`, ten for each of them."""
-    p0, p1, p2, p3 = (np.roll(path(points), 1 - k, axis=0)[:, None] for k in range(4))
     t = np.arange(10)[:, None] / 10
-    spline = (-t + 2 * t**2 - t**3) * p0 + (2 - 5 * t**2 + 3 * t**3) * p1
-    spline = spline + (t + 4 * t**2 - 3 * t**3) * p2 + (-(t**2) + t**3) * p3
-    return spline.reshape(-1, 2) / 2
+    weights = -t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2
+    nearest = (np.roll(path(points), 1 - k, axis=0)[:, None] for k in range(4))
+    return sum(map(np.multiply, weights, nearest)).reshape(-1, 2) / 2
 
 
-class _Pen:
-    """Draws on an image in the coordinates of one thing, 100 high.
+class Pen:
+    """Draws on an image in the coordinates of one thing: 100 high, (0, 0) is its foot's middle.
 
-    x runs from the middle of its foot to the right (to the left if mirrored) and y upwards. Points
-    are an array of shape (points, 2) or a text for `path`.
+    x runs to the right, if mirrored to the left; points are a text for `path` or an array like it.
     """
 
     def __init__(self, image, rng, x, foot, height, mirrored=False, outline=0.9):
@@ -106,17 +80,16 @@ class _Pen:
     def fill(self, colour, *shapes, shading=0.16, outline=None, opacity=1.0):
         """Fill polygons, lighter above and darker below by `shading`, with a darker outline."""
         outline = SCALE * (self.outline if outline is None else outline)
-        pad = math.ceil(outline) + 1
+        pad = np.ceil(outline) + 1
         for corners in map(self.pixels, shapes):
-            start = np.floor(corners.min(axis=0)).astype(int) - pad
-            size = tuple(np.ceil(corners.max(axis=0)).astype(int) + pad - start)
+            start = (np.floor(corners.min(axis=0)) - pad).astype(int)
+            size = tuple((np.ceil(corners.max(axis=0)) + pad - start).astype(int))
             mask = Image.new("L", size)
-            inside = (corners - start).ravel().tolist()
-            ImageDraw.Draw(mask).polygon(inside, fill=round(255 * opacity))
-            fill = blended(size, toned(colour, 1 + shading), toned(colour, 1 - shading))
+            ImageDraw.Draw(mask).polygon((corners - start).ravel().tolist(), round(255 * opacity))
+            fill = blended(size, tint(colour, 1 + shading), tint(colour, 1 - shading))
             self.image.paste(fill, tuple(start), mask)
             if outline:
-                closed, dark = [*corners, *corners[:2]], toned(colour, 0.62)
+                closed, dark = [*corners, *corners[:2]], tint(colour, 0.62)
                 self.brush.line(np.ravel(closed).tolist(), dark, round(outline), joint="curve")
 
     def line(self, colour, width, *lines):
@@ -129,16 +102,14 @@ class _Pen:
 
     def limb(self, colour, width, *lines):
         """Draw lines with round ends and a darker outline: legs, arms, a tail."""
-        self.line(toned(colour, 0.62), width + 1.6 * SCALE / self.unit, *lines)
+        self.line(tint(colour, 0.62), width + 1.6 * SCALE / self.unit, *lines)
         self.line(colour, width, *lines)
 
     def pixels(self, points):
         """Convert points to pixels of the image."""
-        points = path(points) if isinstance(points, str) else np.array(points)
-        return self.origin + self.axes * points
+        return self.origin + self.axes * (path(points) if isinstance(points, str) else points)
 
-    # The places: over the whole picture.
-
+    # The places fill the whole picture.
     def sky(self, above, below, sun=False, clouds=0):
         self.image.paste(blended(self.image.size, above, below))
         if sun:
@@ -150,14 +121,13 @@ class _Pen:
         puffs = arc(-7.5, 0, 5, 3.2), arc(-2, 2.2, 6.875, 4.4), arc(5, 0.6, 5.625, 3.6)
         for _ in range(clouds):
             x, y, size = self.uniform(15, 85), self.uniform(72, 92), self.uniform(0.7, 1.1)
-            cloud = [puff * size + (x, y) for puff in puffs]
-            self.fill(WHITE, *cloud, shading=0.03, opacity=0.85)
+            self.fill(WHITE, *(puff * size + (x, y) for puff in puffs), shading=0.03, opacity=0.85)
 
-    def hills(self, step, *hills):
+    def land(self, step, *layers):
         phase = self.uniform(0, 6)
         x = np.linspace(0, 100, 41)
-        for number, (height, bump, colour) in enumerate(hills):
-            y = height + bump * np.sin(0.042 * x + phase + number * step)
+        for layer, (height, bump, colour) in enumerate(layers):
+            y = height + bump * np.sin(0.042 * x + phase + layer * step)
             self.fill(colour, [(0, -2), *zip(x, y, strict=True), (100, -2)], shading=0.12)
 
     def beach(self):
@@ -166,21 +136,20 @@ class _Pen:
         for _ in range(9):
             x, y = self.uniform(0, 90), self.uniform(33, 41)
             self.line((150, 214, 232), 0.6, [(x, y), (x + self.uniform(4, 10), y)])
-        self.hills(0, (31.2, 1.2, (240, 250, 248)), (29.5, 1.2, (244, 214, 152)))
+        self.land(0, (31.2, 1.2, (240, 250, 248)), (29.5, 1.2, (244, 214, 152)))
         for _ in range(26):
             self.fill((214, 176, 112), arc(self.uniform(0, 100), self.uniform(2, 25), 0.5, 0.35))
 
     def snow(self):
         self.sky((148, 178, 216), (226, 232, 244))
-        snow = (206, 220, 240), (226, 236, 248), (246, 249, 254)
-        self.hills(2, (42, 3.5, snow[0]), (34, 3, snow[1]), (25, 2, snow[2]))
+        self.land(2, (42, 3.5, (206, 220, 240)), (34, 3, (226, 236, 248)), (25, 2, (246, 249, 254)))
         for _ in range(46):
-            radius = self.uniform(0.5, 1.1)
-            self.fill(WHITE, arc(self.uniform(0, 100), self.uniform(25, 100), radius, radius))
+            size = self.uniform(0.5, 1.1)
+            self.fill(WHITE, arc(self.uniform(0, 100), self.uniform(25, 100), size, size))
 
     def grass(self):
         self.sky((116, 190, 246), (226, 244, 250), sun=True, clouds=2)
-        self.hills(2.4, (40, 3.5, (166, 214, 120)), (31, 2.5, (134, 198, 92)))
+        self.land(2.4, (40, 3.5, (166, 214, 120)), (31, 2.5, (134, 198, 92)))
         for _ in range(34):
             root = self.uniform(0, 100), self.uniform(1, 27)
             self.line((96, 164, 66), 0.5, path("-0.8,2 0,0 0.7,2.4") + root)
@@ -193,20 +162,19 @@ class _Pen:
     def night(self):
         self.sky((16, 20, 62), (72, 76, 152))
         for _ in range(46):
-            radius = self.rng.choice((0.3, 0.4, 0.6))
-            star = arc(self.uniform(0, 100), self.uniform(42, 100), radius, radius)
-            self.fill((255, 250, 220), star)
+            size = self.rng.choice((0.3, 0.4, 0.6))
+            self.fill((255, 250, 220), arc(self.uniform(0, 100), self.uniform(42, 100), size, size))
         x, y = self.rng.choice((14, 86)), self.uniform(84, 88)
         glow = [arc(x, y, radius, radius) for radius in (15, 13.5, 12, 10.5, 9)]
         self.fill((170, 176, 226), *glow, shading=0, opacity=0.08)
         crescent = [*arc(x, y, 7.5, 7.5, 60, 300), *arc(x + 3.5, y, 6.6, 6.6, 280, 80)]
         self.fill((255, 240, 180), crescent, shading=0.05)
-        self.hills(2.4, (38, 3.5, (60, 65, 115)), (29, 2.5, (44, 84, 104)))
+        self.land(2.4, (38, 3.5, (60, 65, 115)), (29, 2.5, (44, 84, 104)))
 
     def water(self):
         self.sky((126, 200, 244), (238, 246, 250), sun=True, clouds=2)
         self.fill((48, 140, 204), box(0, -2, 100, 46), shading=0.2)
-        wave = np.stack([np.arange(11) / 10, 0.8 * np.sin(np.arange(11) * 0.63)], axis=1)
+        wave = np.c_[np.arange(11) / 10, 0.8 * np.sin(np.arange(11) * 0.63)]
         for row in range(8):
             x = self.uniform(-10, 10)
             while x < 100:
@@ -232,14 +200,17 @@ class _Pen:
         dashes = [[(x, 3), (x + 11, 3), (x + 12, 5), (x + 1, 5)] for x in lefts]
         self.fill((246, 240, 220), *dashes, shading=0.02)
 
-    # The things.
+    def ripples(self):
+        wave = np.c_[np.linspace(0, 100, 41), 2.2 * np.sin(0.9 * np.arange(41))]
+        self.fill((62, 150, 206), [*wave, (95, -5), (5, -5)])
+        self.line((214, 240, 250), 1.4, wave)
 
+    # The things have a colour of their own.
     def ball(self, colour):
         self.fill(colour, arc(0, 50, 50, 50), shading=0.24, outline=1.2)
-        t = np.arange(1, 16) / 16
-        sag = 14 * np.sin(np.pi * t)
-        lower = zip(48.9 * (2 * t - 1), 46.6 - sag, strict=True)
-        upper = zip(43.3 * (1 - 2 * t), 73 - sag, strict=True)
+        t = np.linspace(-1, 1, 17)[1:-1]
+        sag = 14 * np.cos(np.pi / 2 * t)
+        lower, upper = np.c_[48.9 * t, 46.6 - sag], np.c_[-43.3 * t, 73 - sag]
         left, right = arc(0, 50, 49, 49, 152, 184, 8), arc(0, 50, 49, 49, -4, 28, 8)
         self.fill(CREAM, [*left, *lower, *right, *upper], shading=0.1, outline=0.6)
         self.fill(WHITE, arc(-20, 80, 10, 6), outline=0, opacity=0.75)
@@ -258,40 +229,38 @@ class _Pen:
         body = "-83,20 -84,42 -74,56 -30,58 40,57 70,52 83,40 84,22 40,16 -40,16"
         self.fill(colour, curve(body), outline=1.2)
         self.fill(LAMP, arc(76, 40, 6, 7), outline=0.6)
-        self.fill(toned(colour, 0.6), box(-4, 46, 8, 49), outline=0)
+        self.fill(tint(colour, 0.6), box(-4, 46, 8, 49), outline=0)
         self.fill(INK, arc(-46, 19, 20, 20), arc(47, 19, 20, 20))
         self.fill(STEEL, arc(-46, 19, 10, 10), arc(47, 19, 10, 10), outline=0.5)
 
     def cat(self, colour):
-        tail = curve("16,5 34,8 40,24 32,40 34,42")[10:36]
-        self.limb(colour, 7.5, [(12, 6), *tail])
+        self.limb(colour, 7.5, [(12, 6), *curve("16,5 34,8 40,24 32,40 34,42")[10:36]])
         self.fill(colour, curve("0,58 15,48 24,22 22,3 0,0 -22,3 -24,22 -15,48"))
         chest = curve("0,50 9,38 7,20 0,14 -7,20 -9,38")
-        self.fill(toned(colour, 1.35), chest, shading=0.04, outline=0)
+        self.fill(tint(colour, 1.35), chest, shading=0.04, outline=0)
         self.fill(colour, arc(-10, 4.5, 8.5, 5), arc(10, 4.5, 8.5, 5), shading=0.08)
         self.fill(colour, "-27,74 -24,100 -7,88", "27,74 24,100 7,88")
         self.fill(ROSE, "-23,80 -21,93 -13,87", "23,80 21,93 13,87", outline=0)
         self.fill(colour, arc(0, 70, 28, 22), shading=0.1)
         self.fill((170, 214, 90), arc(-11, 73, 5.5, 6), arc(11, 73, 5.5, 6), outline=0.5)
         self.fill(INK, arc(-11, 73, 2.2, 5.5), arc(11, 73, 2.2, 5.5), outline=0)
-        self.fill(toned(colour, 1.45), arc(0, 64, 6, 4), outline=0)
+        self.fill(tint(colour, 1.45), arc(0, 64, 6, 4), outline=0)
         self.fill(ROSE, "-3,66.5 3,66.5 0,63.5", outline=0.4)
         whiskers = "-10,64 -33,61", "-10,64 -33,66", "10,64 33,61", "10,64 33,66"
         self.line((150, 144, 150), 0.9, *whiskers)
 
     def dog(self, colour):
-        self.limb(toned(colour, 0.8), 9, "-26,30 -26,5", "20,30 20,5")
+        self.limb(tint(colour, 0.8), 9, "-26,30 -26,5", "20,30 20,5")
         self.limb(colour, 7, "-36,48 -46,56 -50,68 -47,76")
         self.fill(colour, curve("-40,50 -20,56 10,55 28,62 33,40 20,24 -10,27 -36,26"))
         self.limb(colour, 10, "-34,32 -34,5", "12,32 12,5")
         self.fill(colour, arc(-31, 4, 8.5, 4.5), arc(15, 4, 8.5, 4.5), shading=0.06)
         self.fill(colour, curve("12,72 16,90 30,95 40,86 55,79 57,68 42,63 28,58"), shading=0.1)
-        muzzle = curve("42,78 54,78 56.5,68 42,64.5")
-        self.fill(toned(colour, 1.35), muzzle, shading=0.04, outline=0)
+        self.fill(tint(colour, 1.35), curve("42,78 54,78 56.5,68 42,64.5"), shading=0.04, outline=0)
         self.fill(WHITE, arc(36, 82, 3.6, 4), shading=0, outline=0.5)
         self.fill(INK, arc(55.5, 77, 3.5, 3), arc(36.8, 82, 2.2, 2.7), outline=0)
-        self.fill(toned(colour, 0.72), curve("13,92 22,92 26,76 20,60 10,62 8,78"))
-        self.line(toned(colour, 0.45), 1.4, "44,68 50,66.5 55,69")
+        self.fill(tint(colour, 0.72), curve("13,92 22,92 26,76 20,60 10,62 8,78"))
+        self.line(tint(colour, 0.45), 1.4, "44,68 50,66.5 55,69")
 
     def duck(self, colour):
         self.line(BEAK, 4, "-8,12 -8,2 2,1.5", "8,12 8,2 18,1.5")
@@ -299,9 +268,8 @@ class _Pen:
         self.fill(BEAK, "36,84 52,79 54,74 36,70", shading=0.12, outline=0.8)
         neck = curve("8,46 14,62 4,80 12,96 28,99 41,86 37,70 34,58 36,42")
         self.fill(colour, neck, outline=0)
-        self.line(toned(colour, 0.62), 1.3, neck[10:75])
-        wing = curve("-34,42 -10,40 14,36 8,20 -12,18 -30,28")
-        self.fill(toned(colour, 0.88), wing, shading=0.1)
+        self.line(tint(colour, 0.62), 1.3, neck[10:75])
+        self.fill(tint(colour, 0.88), curve("-34,42 -10,40 14,36 8,20 -12,18 -30,28"), shading=0.1)
         self.fill(WHITE, arc(27, 85, 3.6, 4.2), shading=0, outline=0.5)
         self.fill(INK, arc(27.7, 85, 2.2, 2.8), outline=0)
 
@@ -336,8 +304,7 @@ class _Pen:
         self.fill((168, 112, 92), box(-30, 66, -19, 100))
         self.fill(colour, box(-41, 0, 41, 58), shading=0.12, outline=1.2)
         self.fill(SLATE, "-49,54 -22,93 22,93 49,54", outline=1.2)
-        tiles = "-40.1,64 40.1,64", "-33.2,74 33.2,74", "-26.3,84 26.3,84"
-        self.line(toned(SLATE, 0.8), 0.8, *tiles)
+        self.line(tint(SLATE, 0.8), 0.8, "-40.1,64 40.1,64", "-33.2,74 33.2,74", "-26.3,84 26.3,84")
         self.fill(WOOD, [(-9, 0), *arc(0, 26, 9, 8, 180, 0), (9, 0)])
         self.fill(LAMP, arc(5.5, 16, 1.4, 1.4), outline=0)
         self.fill(CREAM, box(-35.5, 20, -16.5, 42), box(16.5, 20, 35.5, 42))
@@ -346,17 +313,15 @@ class _Pen:
         self.line(CREAM, 1.4, "-33.5,31 -18.5,31", "18.5,31 33.5,31")
 
     def kite(self, colour):
-        t = np.arange(21)
-        tail = np.stack([8 * np.sin(0.42 * t), 30 - 1.5 * t], axis=1)
+        tail = np.c_[8 * np.sin(0.42 * np.arange(21)), 30 - 1.5 * np.arange(21)]
         self.line(INK, 1.3, tail)
         bow = path("0,0 7.5,3.5 7.5,-3.5")
-        bows = [knot + bow * (side, 1) for knot in tail[[7, 13, 19]] for side in (-1, 1)]
+        bows = [knot + bow * (side, 1) for knot in tail[7::6] for side in (-1, 1)]
         self.fill(colour, *bows, outline=0.6)
         self.fill(colour, "0,100 32,68 0,68", "0,28 -32,68 0,68", shading=0.08, outline=0)
-        light = toned(colour, 1.22)
+        light = tint(colour, 1.22)
         self.fill(light, "32,68 0,28 0,68", "-32,68 0,100 0,68", shading=0.08, outline=0)
-        spars = "0,100 0,28", "-32,68 32,68", "0,100 32,68 0,28 -32,68 0,100"
-        self.line(toned(colour, 0.62), 1.4, *spars)
+        self.line(tint(colour, 0.62), 1.4, "-32,68 32,68", "0,100 32,68 0,28 -32,68 0,100 0,28")
 
     def tree(self, colour):
         self.fill(WOOD, "-9,0 -5,12 -4.5,50 4.5,50 5,12 9,0")
@@ -365,36 +330,13 @@ class _Pen:
         self.fill(colour, *(arc(x, y, 17.8, 15.8) for x, y in crown), shading=0.12, outline=0)
         self.fill(colour, arc(0, 60, 22, 20), shading=0.06, outline=0)
         leaves = arc(-20, 74, 7, 4.2), arc(2, 86, 7, 4.2), arc(18, 56, 6, 3.6)
-        self.fill(toned(colour, 1.3), *leaves, outline=0, opacity=0.8)
+        self.fill(tint(colour, 1.3), *leaves, outline=0, opacity=0.8)
 
     def umbrella(self, colour):
         self.fill(WOOD, box(-1.5, 0, 1.5, 95), outline=0.6)
         self.fill(WOOD, arc(0, 97.5, 2.2, 2.2), outline=0)
-        tones = cycle((colour, toned(colour, 1.4)))
+        tones = cycle((colour, tint(colour, 1.4)))
         for left, right in pairwise((-54, -33, -12, 12, 33, 54)):
             dome = [*arc(0, 56, left, 40, 0, 90, 12), *arc(0, 56, right, 40, 90, 0, 12)]
             hem = arc((left + right) / 2, 56, (right - left) / 2, 4.5, 0, 180, 12)
             self.fill(next(tones), [*dome, *hem], shading=0.12, outline=0.8)
-
-
-def draw_picture(place: str, things: list, rng: random.Random) -> Image.Image:
-    """Draw `things` at `place`, in their order: an RGB picture of SIZE x SIZE pixels."""
-    image = Image.new("RGB", (SIZE * SCALE, SIZE * SCALE))
-    getattr(_Pen(image, rng, 0, SIZE, SIZE, outline=0), place)()
-    for thing in things:
-        if thing.grounded:  # it casts a shadow
-            spread = thing.width * (0.2 if thing.kind == "umbrella" else 0.5)
-            mask = Image.new("L", image.size)
-            points = arc(thing.x, thing.foot, spread, 5) * SCALE
-            ImageDraw.Draw(mask).polygon(points.ravel().tolist(), fill=110)
-            mask = mask.filter(ImageFilter.GaussianBlur(1.5 * SCALE))
-            image.paste(SHADOWS.get(place, (50, 46, 40)), mask=mask)
-        pen = _Pen(image, rng, thing.x, thing.foot, thing.height, thing.mirrored)
-        getattr(pen, thing.kind)(PALETTE[thing.colour])
-        if thing.grounded and place == "water":  # a wave covers its foot
-            left, width = thing.x - thing.width / 2 - 5, thing.width + 10
-            pen = _Pen(image, rng, left, thing.foot + 1, width, outline=0)
-            wave = np.stack([np.linspace(0, 100, 41), 2.2 * np.sin(0.9 * np.arange(41))], axis=1)
-            pen.fill((62, 150, 206), [*wave, (95, -5), (5, -5)])
-            pen.line((214, 240, 250), 1.4, wave)
-    return image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
