@@ -17,7 +17,6 @@ from captioning.model import build_decoder
 from captioning.vocabulary import END, PAD, SPECIALS, START, Vocabulary
 
 VOCABULARY = Vocabulary([*SPECIALS, *"abcde"], [0] * 9)
-FEATURES = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
 CAPTION = [START, 4, 5, 4, 6, END, PAD]
 CAPTIONS = tf.constant(
     [[CAPTION, [START, 6, END] + [PAD] * 4], [[START, 7, 7, END] + [PAD] * 3, CAPTION]]
@@ -29,17 +28,12 @@ KINDS = [
 ] + [{"merge": "concat"}, {"merge": "concat", "attention": "grid"}]
 
 
-def build(kind, dropout=0.0):
-    config = Config(units=6, heads=2, dropout=dropout, max_words=5, **kind)
-    grid = (4, 8) if config.attention == "grid" else (8,)
-    model = build_decoder(config, len(VOCABULARY), grid, embedding_size=5)
-    features = np.repeat(FEATURES[:, None], 4, axis=1) if len(grid) == 2 else FEATURES
-    features = (
-        features * np.linspace(1, 2, features.shape[1])[:, None].astype("f4")
-        if len(grid) == 2
-        else features
-    )
-    return model, features
+def build(kind):
+    """A small model, and features of three images."""
+    config = Config(units=6, heads=2, dropout=0.0, max_words=5, **kind)
+    shape = (4, 8) if config.attention == "grid" else (8,)
+    features = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
+    return build_decoder(config, len(VOCABULARY), shape, embedding_size=5), features
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ENCODER
-from test_decoding import FEATURES, MAX_WORDS, Scripted, totals, trimmed
+from test_decoding import FEATURES, MAX_WORDS, Scripted, totals
 
 from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
@@ -42,23 +42,13 @@ def test_the_searches_see_the_mean_probability(seed):
         expected, found = search(pair), search(ensemble)
         np.testing.assert_array_equal(found.words, expected.words)
         np.testing.assert_allclose(totals(found), totals(expected), atol=1e-4)
-    words = trimmed(decode_greedily(ensemble, FEATURES, MAX_WORDS).words[0, 0])
-    assert words == pair.greedy(0, MAX_WORDS)
-    differing = [model.greedy(0, MAX_WORDS) != words for model in models]
-    assert any(differing) or seed  # not the words of both models anyway
 
 
-def test_an_ensemble_of_equals_is_the_model_and_grids_go_with_pooled_features(
-    tiny_checkpoint, tiny_grid_checkpoint
-):
-    alone, twice = Captioner.load(tiny_checkpoint), load_ensemble([tiny_checkpoint] * 2)
+def test_models_with_and_without_attention_go_together(tiny_checkpoint, tiny_grid_checkpoint):
+    alone, looking = Captioner.load(tiny_checkpoint), Captioner.load(tiny_grid_checkpoint)
     rng = np.random.default_rng(0)
     grid = rng.normal(size=(6, 4, 8)).astype(np.float32)
     pooled = grid.mean(1)
-    for width in (1, 3):
-        one, two = (captioner.caption_features(pooled, width) for captioner in (alone, twice))
-        assert [caption.text for caption in one] == [caption.text for caption in two]
-    looking = Captioner.load(tiny_grid_checkpoint)
     both = load_ensemble([tiny_checkpoint, tiny_grid_checkpoint])
     assert (both.model.feature_shape, both.has_attention) == ((4, 8), False)
     first = [c.model.step(tf.fill((6, 1), START), c.model.initial_state(6), c.model.encode_image(x))
