@@ -67,9 +67,9 @@ def test_folders_in_folders_are_captioned_into_a_table_and_text_files(album, cap
     arguments = ["caption", str(album), "--csv", str(table), "--sidecar"]
     assert main([*arguments, "--recursive"]) == 0
     out, err = capsys.readouterr()
-    paths = sorted(album.glob("*.png")) + sorted(album.glob("inner/deep/*.png"))
+    paths = sorted([*album.glob("*.png"), *album.glob("inner/deep/*.png")])
     assert len(out.splitlines()) == len(paths) == 70
-    assert rows(table) == [[str(path), f"red {path.stem}", "0.5000"] for path in sorted(paths)]
+    assert rows(table) == [[str(path), f"red {path.stem}", "0.5000"] for path in paths]
     assert all(p.with_suffix(".txt").read_text() == f"red {p.stem}\n" for p in paths)
     assert not list(album.glob(".hidden/*.txt"))
     assert err == "70 captioned, 0 had captions, 0 failed\n"
@@ -77,7 +77,7 @@ def test_folders_in_folders_are_captioned_into_a_table_and_text_files(album, cap
     assert capsys.readouterr() == ("", "0 captioned, 60 had captions, 0 failed\n")
 
 
-def test_a_killed_run_resumes_and_drops_a_torn_row(album, captioner, capsys):
+def test_a_killed_run_resumes_and_drops_a_torn_row(album, captioner):
     table = album.parent / "captions.csv"
     arguments = ["caption", str(album), "--csv", str(table), "--sidecar"]
     captioner.lives = 40
@@ -89,50 +89,41 @@ def test_a_killed_run_resumes_and_drops_a_torn_row(album, captioner, capsys):
     for cut in (1, 9, len(text) - 3, len(text) - 11, len(text)):
         table.write_bytes(text[:-cut])
         assert main(arguments) == 0
-        assert sorted(rows(table)) == [
-            [str(p), f"red {p.stem}", "0.5000"] for p in sorted(album.glob("*.png"))
-        ]
-    capsys.readouterr()
+        expected = [[str(p), f"red {p.stem}", "0.5000"] for p in album.glob("*.png")]
+        assert sorted(rows(table)) == sorted(expected)
 
 
-def test_existing_captions_are_kept_replaced_or_appended_to(album, captioner, capsys):
+def test_existing_captions_are_kept_replaced_or_appended_to(album, captioner):
     table, image = album.parent / "captions.csv", album / "7.png"
     arguments = ["caption", str(image), "--csv", str(table), "--sidecar", "--existing"]
     main([*arguments[:-1]])
     image.with_suffix(".txt").write_text("by hand")  # without a line end
     captioner.word = "blue"
-    for existing, text, words in (
-        ("skip", "by hand", ["red"]),
-        ("append", "by hand\nblue 7\n", ["red", "blue"]),
-        ("overwrite", "blue 7\n", ["blue"]),
-    ):
+    texts = {"skip": "by hand", "append": "by hand\nblue 7\n", "overwrite": "blue 7\n"}
+    words = {"skip": ["red"], "append": ["red", "blue"], "overwrite": ["blue"]}
+    for existing, text in texts.items():
         assert main([*arguments, existing]) == 0
         assert image.with_suffix(".txt").read_text() == text
-        assert rows(table) == [[str(image), f"{word} 7", "0.5000"] for word in words]
-    capsys.readouterr()
+        assert rows(table) == [[str(image), f"{word} 7", "0.5000"] for word in words[existing]]
 
 
 def test_pictures_of_one_name_are_reported_and_skipped(album, captioner, capsys):
     shutil.copy(album / "3.png", album / "4.jpeg")
     (album / "5.png").write_text("no picture")
     assert main(["caption", str(album), "--sidecar"]) == 1
-    _, err = capsys.readouterr()
-    assert "4.txt: would be the text file of 4.jpeg, 4.png" in err
+    assert "4.txt: would be the text file of 4.jpeg, 4.png" in (err := capsys.readouterr().err)
     assert "58 captioned, 0 had captions, 3 failed" in err
-    assert not (album / "4.txt").exists()
-    assert not (album / "5.txt").exists()
+    assert not any((album / name).exists() for name in ("4.txt", "5.txt"))
 
 
 def test_what_cannot_be_written_is_one_error_and_nothing_is_lost(album, captioner, capsys):
-    foreign = album / "notes.csv"
-    foreign.write_text("name;caption\n1;mine")
+    (album / "notes.csv").write_text("name;caption\n1;mine")
     expected = {"notes.csv": "expected a CSV", "1.png": "expected a CSV", "inner": "is a folder"}
     for name, message in (expected | {"1.png/x.csv": "cannot be written"}).items():
-        before = (album / "1.png").read_bytes()
+        before = {path: path.read_bytes() for path in album.glob("[!.]*.*")}
         with pytest.raises(InputError, match=message):
             main(["caption", str(album), "--csv", str(album / name)])
-        assert (album / "1.png").read_bytes() == before
-    assert foreign.read_text() == "name;caption\n1;mine"
+        assert {path: path.read_bytes() for path in album.glob("[!.]*.*")} == before
     with pytest.raises(InputError, match="cannot be written"):
         main(["caption", "/proc/version", "--sidecar"])
     text = album / "1.txt"
@@ -146,21 +137,17 @@ def test_what_cannot_be_written_is_one_error_and_nothing_is_lost(album, captione
 def tags(path):
     command = ["exiftool", "-j", "-G1", "-a", "-u", "-b", str(path)]
     found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)[0]
-    return {
-        name: v
-        for name, v in found.items()
-        if not re.match("Source|System|ExifTool|.*Offsets", name)
-    }
+    changing = re.compile("Source|System|ExifTool|.*Offsets")
+    return {name: value for name, value in found.items() if not changing.match(name)}
 
 
 @needs_exiftool
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
-def test_metadata_is_written_and_all_else_stays(suffix, tmp_path, captioner, capsys):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_metadata_is_written_and_all_else_stays(suffix, tmp_path, captioner):
     name = "two\nlines é" if suffix == "png" else "a $picture @home & <"
     path = tmp_path / f"{name}.{suffix}"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    exif = Image.Exif()
-    exif[0x010E], exif[0x0112] = "a description of old", 6
+    (exif := Image.Exif()).update({0x010E: "a description of old", 0x0112: 6})
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(noise).save(path, exif=exif, icc_profile=profile)
     more = ["-XMP-dc:Title=é & ü", "-XMP-dc:Subject=x", "-GPSLatitude=3", "-XMPToolkit=another"]
@@ -168,10 +155,7 @@ def test_metadata_is_written_and_all_else_stays(suffix, tmp_path, captioner, cap
     path.chmod(0o640)
     before, pixels, time = tags(path), np.asarray(Image.open(path)), path.stat().st_mtime
     for existing, times in (("skip", 1), ("skip", 1), ("append", 2), ("overwrite", 1)):
-        status = main(["caption", str(path), "--write-metadata", "--existing", existing])
-        if "Can't write RIFF" in capsys.readouterr().err:
-            pytest.skip("this exiftool is too old for WebP")
-        assert status == 0
+        assert main(["caption", str(path), "--write-metadata", "--existing", existing]) == 0
         after = tags(path)
         texts = {after.pop(tag) for tag in TAGS}
         assert [len(text.split("\n")) for text in texts] == [times]
@@ -179,7 +163,6 @@ def test_metadata_is_written_and_all_else_stays(suffix, tmp_path, captioner, cap
         np.testing.assert_array_equal(np.asarray(Image.open(path)), pixels)
         assert (path.stat().st_mode & 0o777, path.stat().st_mtime) == (0o640, time)
     assert list(tmp_path.iterdir()) == [path]
-    capsys.readouterr()
 
 
 @needs_exiftool
@@ -189,11 +172,9 @@ def test_a_picture_that_cannot_hold_metadata_is_kept(album, captioner, capsys):
     before = {path: path.read_bytes() for path in album.glob("[!.]*.*")}
     paths = [str(album / name) for name in ("a.bmp", "1.png", "2.png")]
     assert main(["caption", *paths, "--write-metadata"]) == 1
-    changed = [path.name for path, data in before.items() if path.read_bytes() != data]
-    assert changed == ["2.png"]
+    assert [p.name for p, data in before.items() if p.read_bytes() != data] == ["2.png"]
     err = capsys.readouterr().err
-    assert "a.bmp: its metadata cannot be written" in err
-    assert "1.png: is read-only" in err
+    assert "a.bmp: its metadata cannot be written" in err and "1.png: is read-only" in err
 
 
 def test_without_exiftool_the_error_says_how_to_install_it(album, captioner, monkeypatch):
