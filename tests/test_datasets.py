@@ -285,25 +285,41 @@ def test_broken_annotations_are_skipped_counted_and_located(tmp_path):
 
 
 NO_JSON = "not JSON, or incomplete"
+OUTSIDE = "none of its captions belongs"
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("file", "content", "said"),
     [
-        ('{"images": [{"filename": "a.jpg"}, {"file', NO_JSON),
-        ('{"images": [9' + "9" * 9999 + "]}", NO_JSON),
-        ('{"images": ' + "[" * 100_000, NO_JSON),
-        ('{"images": {"a": 1}}', "no list 'images' in it"),
-        ('\ufeff {"x": [1, {}], "images": [ {} , 1 ] }\n', "holds no usable caption; dataset"),
+        ("dataset_coco.json", '{"images": [{"filename": "a.jpg"}, {"file', NO_JSON),
+        ("dataset_coco.json", '{"images": [9' + "9" * 9999 + "]}", NO_JSON),
+        ("dataset_coco.json", '{"images": ' + "[" * 100_000, NO_JSON),
+        ("dataset_coco.json", '{"images": {"a": 1}}', "no list 'images' in it"),
+        (
+            "dataset_coco.json",
+            '\ufeff {"x": [1, {}], "images": [ {} , 1 ] }\n',
+            "holds no usable caption; ",
+        ),
+        (TOKEN_FILE, "", "holds no usable caption"),
+        (TOKEN_FILE, "a.jpg#0 A dog", r"(?s)line 1: expected image\.jpg#0, a tab"),
+        (TOKEN_FILE, "a.jpg#0\tA dog\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        (TOKEN_FILE, "/etc/group#0\tA dog", OUTSIDE),
+        ("captions.jsonl", "{}", "line 1: expected"),
+        (
+            "results.csv",
+            "image_name| n| comment\na.jpg| 4   A",
+            r"line 2: expected image\.jpg\| 0\|",
+        ),
     ],
 )
-def test_what_is_no_json_of_captions_is_rejected(tmp_path, content, said):
-    path = tmp_path / "dataset_coco.json"
-    path.write_text(content)
+def test_a_file_without_captions_is_rejected(tmp_path, file, content, said):
+    make_images(tmp_path, ["a.jpg"])
+    path = tmp_path / file
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=said) as caught:
         read_dataset(tmp_path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value).splitlines()) <= 2
 
 
 def test_broken_json_lines_are_skipped_counted_and_located(tmp_path):
