@@ -11,7 +11,7 @@ PIP = $(RUN) -m pip --disable-pip-version-check
 SHELL = /bin/bash
 .SHELLFLAGS = -euo pipefail -c
 .DEFAULT_GOAL = help
-.PHONY: help demo notebooks test lint bench torture fuzz audit constraints clean
+.PHONY: help demo web notebooks test lint bench torture fuzz audit constraints clean
 
 # Packages and the notebooks' kernel come from the environment alone, whatever the user's shell has set.
 export PYTHONNOUSERSITE = 1
@@ -93,6 +93,9 @@ demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: abo
 	@if [ -f demo/photographs.png ]; then \
 		echo '  demo/photographs.png            the photographs with their captions, good and bad'; \
 	fi
+
+web: $(VENV)/installed ## a web page that captions photographs, on this machine
+	$(RUN) -m captioning web
 
 CLEAN = --ExecutePreprocessor.record_timing=False --ClearMetadataPreprocessor.enabled=True \
 	--ClearMetadataPreprocessor.clear_cell_metadata=False \
