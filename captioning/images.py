@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from captioning.errors import InputError, reason
 
@@ -22,6 +22,8 @@ Photograph = str | os.PathLike | BinaryIO | Image.Image | np.ndarray
 SQUEEZE_SIZE = 224  # pixels; Flickr8k is often distributed at this size
 MAX_PIXELS = 150_000_000  # a small file can unpack to more memory than the machine has
 PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # bytes of text or colour profile; 1 MB is too few
+# the resolution is not needed, and in some files no number: Pillow would not open them
+JpegImagePlugin.JpegImageFile._read_dpi_from_exif = lambda image: None
 warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd EXIF data
 
 ORIENTATION = 0x0112  # EXIF tag

@@ -241,9 +241,11 @@ def test_a_jpeg_without_its_end_marker_is_complete_one_without_pixels_is_not(tmp
             load_image(tmp_path / "a.jpg", 64)
 
 
-@pytest.mark.parametrize("wrong", [(0x11A, 2, 4, b"72\0\0"), (0x128, 4, 1, b"\2\0\0\0")])
+@pytest.mark.parametrize(
+    "wrong", [(0x11A, 2, 4, b"72\0\0"), (0x11A, 5, 0, bytes(4)), (0x128, 4, 1, b"\2\0\0\0")]
+)
 def test_one_odd_exif_tag_does_not_hide_the_orientation(tmp_path, wrong):
-    """A resolution that is text, a unit that is long."""
+    """A resolution that is text or nothing, a unit that is long."""
     entries = struct.pack("<HHI4s", 0x112, 3, 1, b"\6\0\0\0") + struct.pack("<HHI4s", *wrong)
     exif = b"Exif\0\0II*\0\x08\0\0\0\2\0" + entries + bytes(4)
     lying = Image.fromarray(photograph(40, 24))
