@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from captioning.features import (
     open_caches,
     picture_hash,
 )
-from captioning.files import locked, write_json
+from captioning.files import write_json
 from captioning.images import load_image
 
 SIZE = 16  # pixels that the encoder sees
@@ -220,11 +219,6 @@ def test_features_of_another_encoder_are_not_touched(tmp_path, pictures, names):
     assert contents(tmp_path) == before
 
 
-def test_the_second_of_two_runs_is_rejected(tmp_path, pictures, names):
-    with locked(tmp_path), pytest.raises(InputError, match="in use by another run"):
-        extract(tmp_path, pictures, names)
-
-
 @pytest.mark.parametrize("name", ["index.json", "pooled.npy", "grid.npy"])
 @pytest.mark.parametrize("damage", [None, b"", b"{}", b"\x93NUMPY\1\0", 9])
 def test_damage_is_reported_and_repaired(tmp_path, pictures, names, name, damage):
@@ -392,43 +386,6 @@ def test_killed_between_any_two_writes_it_resumes(tmp_path, pictures, changing, 
             break
     assert not killed
     assert write > 15
-
-
-@pytest.mark.parametrize("room", [500, 10_000])  # bytes; too little for the first array, the second
-def test_a_full_disk_names_file_and_space(tmp_path, pictures, room):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-    try:
-        with pytest.raises(InputError, match=r"npy: cannot be written \(File too large") as caught:
-            extract(tmp_path, pictures, [f"{number}.png" for number in range(500)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "MB are needed" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert contents(tmp_path) == {}
-
-
-def test_a_disk_that_fills_up_during_a_run_loses_nothing(tmp_path, pictures, names, monkeypatch):
-    monkeypatch.setattr(features, "SAVE_EVERY", 1)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    class FillsTheDisk(PatchMeans):
-        def encode(self, images):
-            if len(self.batches) == 3:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-            return super().encode(images)
-
-    monkeypatch.setattr(features, "tqdm", lambda batches, **_: batches)  # it writes to a file here
-    try:
-        with pytest.raises(InputError, match=r"index\.json: cannot be written \(File too large"):
-            extract(tmp_path / "cache", pictures, names, FillsTheDisk())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    encoder = PatchMeans()
-    extract(tmp_path / "cache", pictures, names, encoder)
-    assert len(encoder.batches) == 3
-    extract(tmp_path / "whole", pictures, names)
-    assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
 
 
 ELSEWHERE = """

@@ -9,13 +9,14 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from test_features import PatchMeans, extract, picture
 from test_training import contents
 
+from captioning import features
 from captioning.checkpoint import Checkpoint
+from captioning.datasets import CaptionDataset
 from captioning.embeddings import WordVectors, embedding_matrix
 from captioning.errors import InputError
-from captioning.features import FeatureCache, extract_features
 from captioning.prepared import Prepared, write_captions, write_embeddings
 
 FULL = r"cannot be written \(File too large\); [\d,.]+ MB are needed, [\d,.]+ MB are free"
@@ -32,39 +33,18 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-class PatchMeans:
-    """An encoder without a network: the means of 64 x 64 patches."""
-
-    name, image_size, grid_shape = "patches", 128, (2, 2, 3)
-
-    def to_json(self):
-        shape = list(self.grid_shape)
-        return {"name": self.name, "image_size": 128, "grid_shape": shape, "fingerprint": "f" * 16}
-
-    def encode(self, images):
-        return images.reshape(-1, 2, 64, 2, 64, 3).mean((2, 4)).astype(np.float32)
-
-
 @pytest.fixture
 def pictures(tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(80):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{number:02}.png").write_bytes(picture(number))
     return folder
 
 
-def writers(tmp_path, prepared, checkpoint, pictures):
-    """What writes (name -> folder, function, a file that is larger than the limit)."""
-    loaded, copy = Checkpoint.load(checkpoint), tmp_path / "prepared"
-    vectors = {word: np.ones(100, np.float32) for word in loaded.vocabulary.words}
-    matrix = embedding_matrix(loaded.vocabulary, WordVectors(100, vectors))
-    names = [f"{number}.png" for number in range(80)]
-    return {
-        "embeddings": (copy, lambda: write_embeddings(copy, matrix, "made up")),
-        "features": (copy, lambda: extract_features(copy / "c", pictures, names, PatchMeans())),
-        "checkpoint": (copy, lambda: loaded.save(copy / "a.safetensors")),
-    }
+def files(folder):
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize("name", ["embeddings", "features", "checkpoint"])
@@ -72,24 +52,45 @@ def writers(tmp_path, prepared, checkpoint, pictures):
 def test_a_full_disk_is_one_line_and_loses_nothing(
     tmp_path, tiny_prepared, tiny_checkpoint, pictures, name, size
 ):
-    shutil.copytree(tiny_prepared, tmp_path / "prepared")
-    folder, write = writers(tmp_path, tiny_prepared, tiny_checkpoint, pictures)[name]
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    folder = shutil.copytree(tiny_prepared, tmp_path / "prepared")
+    loaded = Checkpoint.load(tiny_checkpoint)
+    vectors = {word: np.ones(100, np.float32) for word in loaded.vocabulary.words}
+    matrix = embedding_matrix(loaded.vocabulary, WordVectors(100, vectors))
+    images = sorted(path.name for path in pictures.iterdir())
+    write = {
+        "embeddings": lambda: write_embeddings(folder, matrix, "made up"),
+        "features": lambda: extract(folder / "cache", pictures, images),
+        "checkpoint": lambda: loaded.save(folder / "a.safetensors"),
+    }[name]
+    before = files(folder)
     with files_of_at_most(size), pytest.raises(InputError, match=FULL) as error:
         write()
     assert len(str(error.value).splitlines()) == 1
-    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert {path: data for path, data in after.items() if path.name != ".lock"} == {
-        path: data for path, data in before.items() if path.name != ".lock"
-    }
+    assert files(folder) == before
     write()  # when there is space again
     if name == "features":
-        assert len(FeatureCache.open(folder / "c").images) == 80
+        assert features.FeatureCache.open(folder / "cache").images == images
+
+
+def test_a_disk_that_fills_up_during_an_extraction_loses_nothing(tmp_path, pictures, monkeypatch):
+    class FillsTheDisk(PatchMeans):
+        def encode(self, images):
+            if len(self.batches) == 3:
+                disk.enter_context(files_of_at_most(100))
+            return super().encode(images)
+
+    monkeypatch.setattr(features, "SAVE_EVERY", 1)
+    monkeypatch.setattr(features, "tqdm", lambda batches, **_: batches)  # it writes to a file here
+    images, encoder = sorted(path.name for path in pictures.iterdir()), PatchMeans()
+    with contextlib.ExitStack() as disk, pytest.raises(InputError, match=rf"index\.json: {FULL}"):
+        extract(tmp_path / "cache", pictures, images, FillsTheDisk())
+    extract(tmp_path / "cache", pictures, images, encoder)
+    assert len(encoder.batches) == 17  # of 20
+    extract(tmp_path / "whole", pictures, images)
+    assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
 
 
 def test_captions_that_do_not_fit_leave_the_old_ones(tmp_path, tiny_prepared, tiny_captions):
-    from captioning.datasets import CaptionDataset
-
     folder = shutil.copytree(tiny_prepared, tmp_path / "prepared")
     old = Prepared(folder)
     captions = {name: [*texts, "word " * 500] for name, texts in tiny_captions["train"].items()}
