@@ -26,14 +26,11 @@ from captioning.prepared import Prepared
 from captioning.startup import quiet_stderr
 
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
-MAY_DIFFER = ("--data", "--output", "--resume", "--tensorboard", "--worker-timeout")
+MAY_DIFFER = ("data", "output", "resume", "tensorboard", "worker_timeout")
 
 
 class Devices:
-    """The replicas of a run, those of other processes included; see `captioning.steps.OneDevice`.
-
-    `worker` of `workers` is this process; 0 is the chief, whose `settings` are those of all.
-    """
+    """The replicas of a run, as `captioning.steps.OneDevice`; `worker` 0 of `workers` is chief."""
 
     def __init__(self, strategy: tf.distribute.Strategy, worker: int, workers: int, settings: dict):
         self._strategy, self._worker, self._workers = strategy, worker, workers
@@ -61,17 +58,13 @@ class Devices:
         with locked(output) if self.is_chief else contextlib.nullcontext(), self._strategy.scope():
             try:
                 for name, theirs in self.from_chief(lambda: self._settings).items():
-                    if self._settings[name] != theirs:
-                        raise InputError(
-                            f"{name} is {self._settings[name]}, the chief has {theirs}; start all "
-                            "workers with the same settings and data"
-                        )
+                    if (mine := self._settings[name]) != theirs:
+                        problem = f"{name} is {mine}, the chief has {theirs}"
+                        raise InputError(f"{problem}; start all workers with the same settings")
                 yield
             except LOST as error:
-                raise InputError(
-                    f"worker {self._worker}: another worker is gone ({reason(error)}); start all "
-                    "of them again with --resume"
-                ) from None
+                problem = f"worker {self._worker}: another worker is gone ({reason(error)})"
+                raise InputError(f"{problem}; start all of them again with --resume") from None
 
     def part(self, images: int) -> slice:
         """Which images of a batch this process computes; none if there are fewer than workers."""
@@ -123,10 +116,7 @@ class Devices:
 
 
 def join(options: argparse.Namespace, prepared: Prepared) -> Devices:
-    """Start TensorFlow on the devices that `--distribute` asks for, and wait for other workers.
-
-    InputError if TF_CONFIG cannot be used.
-    """
+    """Start TensorFlow on the devices of `--distribute`; InputError if TF_CONFIG is unusable."""
     worker, workers = 0, 1
     if options.distribute == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -138,8 +128,8 @@ def join(options: argparse.Namespace, prepared: Prepared) -> Devices:
     log(f"worker {worker} of {workers}, {replicas} devices in all")
     if options.batch_size < SAMPLES * replicas:
         raise InputError(f"--batch-size {options.batch_size} is too small for {replicas} devices")
-    settings = {f"--{k.replace('_', '-')}": v for k, v in vars(options).items()}
-    settings = {name: value for name, value in settings.items() if name not in MAY_DIFFER}
+    shared = {name: value for name, value in vars(options).items() if name not in MAY_DIFFER}
+    settings = {f"--{name.replace('_', '-')}": value for name, value in shared.items()}
     settings["the encoder"] = open_caches(options.data, options.encoder)[0].encoder
     settings["the vocabulary"] = prepared.vocabulary.fingerprint
     settings["the size of the splits"] = prepared.splits

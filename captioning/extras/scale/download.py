@@ -40,12 +40,11 @@ UNPACK_ERRORS = zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeE
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    folder = "folder for the data set (default: %(default)s)"
-    parser.add_argument(
-        "--to", type=Path, default=Path("data/flickr8k"), metavar="DIR", help=folder
-    )
-    source = "where the two archives are (default: %(default)s)"
-    parser.add_argument("--from", dest="source", default=SOURCE, metavar="URL", help=source)
+    add = parser.add_argument
+    text = "folder for the data set (default: %(default)s)"
+    add("--to", type=Path, default=Path("data/flickr8k"), metavar="DIR", help=text)
+    text = "where the two archives are (default: %(default)s)"
+    add("--from", dest="source", default=SOURCE, metavar="URL", help=text)
 
 
 def main(options: argparse.Namespace) -> None:
@@ -62,11 +61,7 @@ def download_flickr8k(folder: Path, source: str = SOURCE) -> None:
     """Download both archives from below `source` and unpack them as `folder`, new or empty.
 
     The published sums are required of `SOURCE`. A mirror may hold images of other sizes; its
-    archives are checked by the sums inside them.
-
-    Raises:
-        InputError: `source` cannot be reached or sends unusable archives; `folder` cannot be
-            written, or another run is filling it.
+    archives are checked by the sums inside them. InputError if anything fails.
     """
     target = folder.resolve()  # a link to a larger disk is followed
     work = target.with_name(f"{target.name}.part")
@@ -94,11 +89,7 @@ def download_flickr8k(folder: Path, source: str = SOURCE) -> None:
 
 
 def fetch(url: str, path: Path) -> None:
-    """Download `url` to `path`, unless it is there; resume, and retry broken transfers.
-
-    Raises:
-        InputError: the server cannot be reached, refuses, or breaks off again and again.
-    """
+    """Download `url` to `path`, unless it is there; resume, and retry broken transfers."""
     part = path.with_name(f"{path.name}.part")
     part.touch()
     session = requests.Session()
@@ -112,16 +103,14 @@ def fetch(url: str, path: Path) -> None:
             _transfer(session, url, part)
             part.rename(path)
         except requests.RequestException as error:
-            fruitless = 0 if part.stat().st_size > present else fruitless + 1
-            status = 0 if error.response is None else error.response.status_code
             if isinstance(error, ADDRESS_ERRORS):
                 raise InputError(f"{url}: expected an address with https:// ({error})") from None
+            fruitless = 0 if part.stat().st_size > present else fruitless + 1
+            status = "" if error.response is None else error.response.status_code
             if fruitless == ATTEMPTS or status in (401, 403, 404, 410):
-                what = f"{type(error).__name__} {status or ''}".strip()
-                raise InputError(
-                    f"{url}: cannot be downloaded ({what}); check the network and run the same"
-                    f" command again, or unpack {path.name} from elsewhere into the folder"
-                ) from None
+                what = f"{type(error).__name__} {status}".strip()
+                remedy = f"try again, or unpack {path.name} from elsewhere into the folder"
+                raise InputError(f"{url}: cannot be downloaded ({what}); {remedy}") from None
             time.sleep(PAUSE_SECONDS * 2**fruitless)
 
 
@@ -149,12 +138,7 @@ def _transfer(session: requests.Session, url: str, part: Path) -> None:
 
 
 def unpack(path: Path, folder: Path, md5: str = "") -> None:
-    """Check the archive `path`, by its `md5` sum if given, and unpack it into `folder`.
-
-    Raises:
-        InputError: it has another sum, is damaged, unpacks to too much, or has a member that
-            leads outside `folder`; the archive is removed.
-    """
+    """Check the archive `path` and unpack it; if it is unsound, remove it and raise InputError."""
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
@@ -171,6 +155,5 @@ def unpack(path: Path, folder: Path, md5: str = "") -> None:
                     archive.extract(name, folder)
     except UNPACK_ERRORS as error:
         path.unlink()
-        raise InputError(
-            f"{path.name}: not used and removed: {reason(error)}; run the same command again"
-        ) from None
+        problem = f"not used and removed: {reason(error)}"
+        raise InputError(f"{path.name}: {problem}; run the same command again") from None

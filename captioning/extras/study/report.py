@@ -41,47 +41,27 @@ COLOURS |= {PALE: "line", "#cccccc": "line", "#ffffff": "card"}
 
 @dataclasses.dataclass(frozen=True)
 class CaptionedImage:
-    """One image of the split with its caption.
+    """One image of the split with its caption; CIDEr-D x 100."""
 
-    Attributes:
-        image: file name.
-        path: the image file; a placeholder is shown if it is missing or damaged.
-        caption: the model's caption.
-        references: captions written by people.
-        cider_d: CIDEr-D of the caption × 100.
-        attention: float (words of the caption, rows, columns), or None.
-        other_caption: the caption of another model, to compare with.
-        other_cider_d: its CIDEr-D × 100.
-    """
-
-    image: str
-    path: Path
+    image: str  # file name
+    path: Path  # a placeholder is shown if it is missing or damaged
     caption: str
     references: Sequence[str]
     cider_d: float
-    attention: np.ndarray | None = None
-    other_caption: str | None = None
+    attention: np.ndarray | None = None  # float (words of the caption, rows, columns)
+    other_caption: str | None = None  # of another model, to compare with
     other_cider_d: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The content of the page.
-
-    Attributes:
-        title: heading of the page.
-        facts: how the scores were measured: split, model, encoder, decoding, protocol.
-        rows: name -> metrics × 100; the model first, then what it is compared with.
-        diversity: see `captioning.metrics.diversity`.
-        history: one row per epoch, for the training curves; may be empty.
-        images: the images of the split.
-    """
+    """The content of the page."""
 
     title: str
-    facts: dict[str, str]
-    rows: dict[str, dict[str, float]]
-    diversity: dict[str, float]
-    history: Sequence[dict]
+    facts: dict[str, str]  # how the scores were measured: split, model, decoding etc.
+    rows: dict[str, dict[str, float]]  # the model and its baselines -> scores x 100
+    diversity: dict[str, float]  # see `captioning.metrics.diversity`
+    history: Sequence[dict]  # one row per epoch; may be empty
     images: Sequence[CaptionedImage]
 
 
@@ -115,11 +95,8 @@ def build_report(
 
 
 def write_report(path: str | os.PathLike, report: Report) -> None:
-    """Write `report` to `path` as one self-contained HTML page.
+    """Write `report` as one self-contained HTML page, or InputError if that is impossible."""
 
-    Raises:
-        InputError: the file cannot be written.
-    """
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     images = sorted(report.images, key=lambda image: (-image.cider_d, image.image))
     cider_d = [image.cider_d for image in images]

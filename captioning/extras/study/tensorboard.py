@@ -26,11 +26,7 @@ SPACE = 'embeddings { tensor_name: "words" tensor_path: "vectors.tsv" metadata_p
 
 
 class TensorBoard:
-    """The log of a run, written to `folder`; the first dev images are its samples.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
+    """The log of a run in `folder`, or InputError; the first dev images are its samples."""
 
     def __init__(
         self, folder: str | Path, prepared: Prepared, cache: FeatureCache, checkpoint: Checkpoint

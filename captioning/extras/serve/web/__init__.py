@@ -50,18 +50,13 @@ def main(options: argparse.Namespace) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open the port.
-
-    Raises:
-        InputError: it is in use, or `host` is not an address of this computer.
-    """
+    """Open the port; InputError if it is in use, or `host` is not of this computer."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}, port {port} ({error}); choose another --port or --host"
-        ) from None
+        problem = f"cannot listen on {host}, port {port} ({error})"
+        raise InputError(f"{problem}; choose another --port or --host") from None
 
 
 def address(host: str, listener: socket.socket) -> str:

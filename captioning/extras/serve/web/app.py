@@ -57,13 +57,7 @@ def beam_widths(captioner: PhotoCaptioner) -> tuple[tuple[int, ...], int]:
 
 
 def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1") -> Starlette:
-    """The page as an ASGI application.
-
-    Args:
-        captioner: used by one thread at a time.
-        model_name: shown on the page.
-        host: a host name that requests may be for, besides this computer's.
-    """
+    """The page, for requests to this computer or to `host`; one thread at a time captions."""
     host_names = {"localhost", host.lower(), socket.gethostname().lower()}
     photographs = [p for p in sorted(shipped("images").glob("*.jpg")) if p.stem != "captioned"]
     files = {name: FOLDER / name for name in ("page.css", "page.js")}
@@ -100,9 +94,11 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
         return JSONResponse(answer)
 
     async def guard(request: Request, call_next) -> Response:
-        if not is_known(request.headers.get("host", ""), host_names):
+        host = request.headers.get("host", "")
+        own = f"http://{host}"
+        if not is_known(host, host_names):
             response = PlainTextResponse("unknown host name; use http://127.0.0.1 instead", 421)
-        elif is_foreign(request):
+        elif request.headers.get("origin", own) != own:
             response = PlainTextResponse("requests from other web pages are rejected", 403)
         else:
             response = await call_next(request)
@@ -123,19 +119,8 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
 def describe(captioner: PhotoCaptioner, photograph: Photograph, beam_width: int) -> dict:
     """Caption a photograph with beam search, and greedily if that gives another caption.
 
-    Args:
-        captioner: the model, with or without attention.
-        photograph: usually an open image file.
-        beam_width: 1 is greedy decoding.
-
-    Returns:
-        JSON-ready `{"captions": [...], "alternatives": [...]}`, the latter the beam's next best;
-        each with `beam_width`, `caption`, `words`, the `probabilities` of the words and of the
-        end, their geometric mean as `confidence` and, if the model has attention, `maps`: per word
-        rows of 0..255, 255 where the model looked most.
-
-    Raises:
-        InputError: not a picture, damaged, or too large.
+    Returns JSON-ready `captions`, and as `alternatives` the beam's next best. With attention each
+    has `maps`: per word rows of 0..255, 255 where the model looked most. InputError: no picture.
     """
     features = captioner.encode([load_image(photograph, captioner.image_size)])
     n_best = 1 if captioner.beam_widths else min(beam_width, MOST_CAPTIONS)
@@ -164,10 +149,7 @@ def describe(captioner: PhotoCaptioner, photograph: Photograph, beam_width: int)
 
 
 def is_known(host: str, names: set[str]) -> bool:
-    """Whether the Host header is one of `names` or an IP address.
-
-    A web page elsewhere can point its own host name at this computer, but not an address.
-    """
+    """Whether the Host header is an IP address, or a name that no web page elsewhere can take."""
     try:
         name = urlsplit(f"//{host}").hostname  # without the port
         return name in names or bool(ipaddress.ip_address(name))
@@ -175,18 +157,8 @@ def is_known(host: str, names: set[str]) -> bool:
         return False
 
 
-def is_foreign(request: Request) -> bool:
-    """Whether a browser says that another page sends this request."""
-    origin = request.headers.get("origin")
-    return origin is not None and origin != f"http://{request.headers['host']}"
-
-
 async def read_body(request: Request) -> bytes:
-    """The body of a request.
-
-    Raises:
-        HTTPException: it is too large or too slow.
-    """
+    """The body of a request, or HTTPException if it is too large or too slow."""
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
