@@ -29,10 +29,9 @@ def extract_shard(
     batch_size: int = BATCH_SIZE,
     **options,
 ) -> FeatureCache:
-    """Encode a part of `images`, such as "3/16", into a subfolder of the cache `folder`.
+    """Encode the `shard` of `images`, such as "3/16", into a subfolder of the cache `folder`.
 
-    The images and `batch_size` must be the same for all shards; `options` as `extract_features`.
-    InputError if `shard` is not a shard, or there are more shards than batches.
+    The images and `options`, those of `extract_features`, must be the same for all shards.
     """
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
     number, count = map(int, match.groups()) if match else (0, 0)
@@ -44,33 +43,30 @@ def extract_shard(
         raise InputError(f"shard {shard}: {sizes}; use at most {batches:,} shards")
     first, end = (batches * part // count * batch_size for part in (number - 1, number))
     place = Path(folder, f"shard-{number:0{len(str(count))}}-of-{count}")
-    return extract_features(
-        place, image_folder, images[first:end], encoder, batch_size=batch_size, **options
-    )
+    options["batch_size"] = batch_size
+    return extract_features(place, image_folder, images[first:end], encoder, **options)
 
 
 def merge_shards(folder: str | Path) -> FeatureCache:
-    """Copy the rows of all shards in `folder` into one cache there; the shards stay.
-
-    InputError if a shard is missing, unfinished or unlike the others, or the disk is full.
-    """
+    """Copy all shards in `folder` into one cache there; InputError if they are not a whole."""
     folder = Path(folder)
     places = sorted(folder.glob("shard-*-of-*"))
     if not places:
         raise InputError(f"{folder}: no shards; {MADE_BY} makes them with shard = 1/16 and so on")
-    count = int(places[0].name.rpartition("-")[2])
+    names = [place.name for place in places]
+    count = int(names[0].rpartition("-")[2])
     expected = [f"shard-{n:0{len(str(count))}}-of-{count}" for n in range(1, count + 1)]
-    if found := [place.name for place in places if place.name not in expected]:
-        raise InputError(f"{folder}: {places[0].name} and {found[0]}; remove those of one run")
-    if missing := sorted(set(expected) - {place.name for place in places}):
+    if others := [name for name in names if name not in expected]:
+        raise InputError(f"{folder}: {names[0]} and {others[0]}; remove those of one run")
+    if missing := [name for name in expected if name not in names]:
         raise InputError(f"{folder}: {', '.join(missing[:9])} missing; make it with {MADE_BY}")
     with locked(folder):
         shards = [FeatureCache.open(place) for place in places]
         parts = [read_json(place / "index.json", MADE_BY) for place in places]
         for place, part in zip(places, parts, strict=True):
             require_same_encoder(place, part["encoder"], parts[0]["encoder"])
-            if (part["mirrored"], part["arrays"]) != (parts[0]["mirrored"], parts[0]["arrays"]):
-                problem = f"mirrored or with a grid, unlike {places[0].name}, or the reverse"
+            if any(part[name] != parts[0][name] for name in ("mirrored", "arrays")):
+                problem = f"mirrored or with a grid, unlike {names[0]}, or the reverse"
                 raise InputError(f"{place}: {problem}; make one of them again")
         lists = ("images", "digests", "hashes")
         index = parts[0] | {name: [v for part in parts for v in part[name]] for name in lists}

@@ -45,10 +45,8 @@ class Constraints(NamedTuple):
         most = options.max_words or longest
         least = max(options.min_words, len(required))
         if not least <= most <= longest:
-            raise InputError(
-                f"captions of {least} to {most} words: this model writes up to {longest}; change "
-                "--min-words, --max-words or --require"
-            )
+            problem = f"captions of {least} to {most} words: this model writes up to {longest}"
+            raise InputError(f"{problem}; change --min-words, --max-words or --require")
         unfinished = _ids(vocabulary, filter(vocabulary.__contains__, UNFINISHED.split()))
         limits = (options.min_words, most, options.no_repeat_ngram)
         return cls(required, forbidden, unfinished, *limits)
@@ -91,8 +89,7 @@ def constrained_beam_search(
 ) -> list[tuple[list[int], list[float]]]:
     """The `n_best` captions of one image: ids up to END, and the log-probability of each.
 
-    `step`, `image` and `state` are of the model, see `captioning.decoding`; the score is that of
-    `beam_search`. There may be fewer captions; InputError if none satisfies the constraints.
+    There may be fewer; InputError if there is none. Arguments and score as in `beam_search`.
     """
     alive, finished = [Unfinished(0.0, 0, [], [])], []
     for t in range(limits.max_words + 1):
@@ -136,10 +133,10 @@ class ConstrainedCaptioner(Captioner):
         self, features: np.ndarray, beam_width: int, length_penalty: float, n_best: int = 1
     ) -> list[Caption]:
         """As `Captioner.caption_features`; InputError if no caption satisfies the constraints."""
+        search = (self.limits, max(beam_width, n_best), length_penalty, n_best)
         captions = []
         for feature in features:
             start = self.model.encode_image(tf.constant(feature[None])), self.model.initial_state(1)
-            search = (self.limits, max(beam_width, n_best), length_penalty, n_best)
             found = constrained_beam_search(self._step, *start, *search)
             captions.append(Caption.from_search(self.vocabulary, *zip(*found, strict=True)))
         return captions

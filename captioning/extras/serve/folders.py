@@ -1,7 +1,6 @@
 """Captions of many pictures: in a CSV file, in a text file beside each, in their own metadata.
 
-Each place knows which pictures it has captions of, so a run that was killed resumes if it is
-repeated. Only the names in the CSV file are kept in memory.
+Each place knows which pictures it has captions of: a run that was killed resumes if repeated.
 """
 
 import argparse
@@ -21,10 +20,9 @@ HEAD = "image,caption,confidence"
 
 
 class Outputs:
-    """The places that the command line names, and what happens to captions that are there."""
+    """The places that the command line names; InputError if one of them cannot be written."""
 
     def __init__(self, images: Sequence[Path], options: argparse.Namespace):
-        """Open the places; InputError if one of them cannot be written."""
         self.places, self.existing = [], options.existing
         self.skipped, self._pending = 0, {}
         if options.sidecar or options.write_metadata:
@@ -102,30 +100,30 @@ class Sidecars:
         write_bytes(path, old + line_end + f"{caption.text}\n".encode())
 
 
+def _encode(rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
 class Table:
-    """A CSV file. Rows are appended; one that a kill cut off is dropped."""
+    """A CSV file of this command. Rows are appended; one that a kill cut off is dropped."""
 
     def __init__(self, path: Path):
-        """Open or create the file; InputError if it is not one of this command."""
         require_writable(path)
         require_not_read_only(path)
         self.path, self._replaced = path, set()
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape") if path.exists() else ""
         if text[: len(HEAD)] != HEAD[: len(text)]:
             raise InputError(f"{path}: expected a CSV file that begins {HEAD}; choose another name")
-        rows = self._rows(text)
-        if not text.endswith("\n") or (rows and len(rows[-1]) < 3):
-            rows = rows[:-1]
-            self._replace(rows)
-        self._images = {row[0] for row in rows}
+        self._rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
+        if not text.endswith("\n") or (self._rows and len(self._rows[-1]) < 3):
+            self._replace(self._rows[:-1])
+        self._images = {row[0] for row in self._rows}
 
-    def _rows(self, text: str) -> list[list[str]]:
-        return list(csv.reader(io.StringIO(text, newline="")))[1:]
-
-    def _replace(self, rows: Iterable[Sequence[str]]) -> None:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([HEAD.split(","), *rows])
-        write_bytes(self.path, text.getvalue().encode("utf-8", "surrogateescape"))
+    def _replace(self, rows: list[Sequence[str]]) -> None:
+        self._rows = rows
+        write_bytes(self.path, _encode([HEAD.split(","), *rows]))
 
     def has(self, image: Path) -> bool:
         """Whether the image has a row."""
@@ -138,16 +136,15 @@ class Table:
         self._images.add(str(image))
         row = (str(image), caption.text, f"{caption.confidence:.4f}")
         try:
-            with self.path.open(
-                "a", encoding="utf-8", errors="surrogateescape", newline=""
-            ) as file:
-                csv.writer(file, lineterminator="\n").writerow(row)
+            with self.path.open("ab") as file:
+                file.write(_encode([row]))
         except OSError as error:
             raise write_error(self.path, error) from None
+        self._rows.append(row)
 
     def close(self) -> None:
         """Remove the rows that were replaced."""
         if self._replaced:
-            rows = self._rows(self.path.read_bytes().decode("utf-8-sig", "surrogateescape"))
-            last = {row[0]: row for row in rows}
-            self._replace(r for r in rows if r[0] not in self._replaced or r is last[r[0]])
+            last = {row[0]: row for row in self._rows}
+            rows = [r for r in self._rows if r[0] not in self._replaced or r is last[r[0]]]
+            self._replace(rows)

@@ -23,9 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=count_or_zero, default=0, help=text)
     add = parser.add_argument_group("constraints").add_argument
     add("--require", nargs="+", default=[], metavar="WORD", help="words that captions contain")
-    add(
-        "--forbid", nargs="+", default=[], metavar="WORD", help="words that captions do not contain"
-    )
+    add("--forbid", nargs="+", default=[], metavar="WORD", help="words that they do not contain")
     add("--min-words", type=count_or_zero, default=0, help="the shortest caption, in words")
     add("--max-words", type=count, help="the longest caption, below the model's own limit")
     text = "repeat no sequence of N words in a caption"

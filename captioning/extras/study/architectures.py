@@ -16,28 +16,26 @@ from captioning.vocabulary import START
 class InjectDecoder(MergeDecoder):
     """What the three share: `read` takes words (B, T), a state and their images (B, ...)."""
 
-    def predict_from(self, outputs, training=False):
-        """RNN outputs (I, N, U) -> activations (I, N, U)."""
+    def read_with_image(self, words, state, image, training=False):
+        """Captions (I, K, T), the state before them, images -> activations (I, K * T, U), state."""
+        images, captions, length = ops.shape(words)
+        image = [ops.repeat(part, captions, axis=0) for part in image]
+        outputs, state = self.read(ops.reshape(words, (-1, length)), state, image, training)
+        outputs = ops.reshape(outputs, (images, captions * length, self.config.units))
         activations = self.merge_norm(ops.relu(self.word_dense(outputs)))
-        return self.merge_dropout(activations, training=training)
+        return self.merge_dropout(activations, training=training), state
 
     def read_captions(self, words, features, training=False):
         """As `MergeDecoder.read_captions`."""
-        images, captions, length = ops.shape(words)
-        image = self.encode_image(features, training)
-        image = [ops.repeat(part, captions, axis=0) for part in image]
-        state = self.initial_state(images * captions)
-        outputs, _ = self.read(ops.reshape(words, (-1, length)), state, image, training)
-        outputs = ops.reshape(outputs, (images, captions * length, self.config.units))
-        return self.predict_from(outputs, training)
+        state = self.initial_state(ops.shape(words)[0] * ops.shape(words)[1])
+        return self.read_with_image(words, state, self.encode_image(features, training), training)[
+            0
+        ]
 
     def step(self, words, state, image):
         """As `MergeDecoder.step`."""
-        images, captions = ops.shape(words)
-        image = [ops.repeat(part, captions, axis=0) for part in image]
-        outputs, state = self.read(ops.reshape(words, (-1, 1)), state, image)
-        outputs = ops.reshape(outputs, (images, captions, self.config.units))
-        return ops.log_softmax(self.score_words(self.predict_from(outputs))), state
+        activations, state = self.read_with_image(words[:, :, None], state, image)
+        return ops.log_softmax(self.score_words(activations)), state
 
 
 class InitInjectDecoder(InjectDecoder):

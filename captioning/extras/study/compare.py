@@ -49,17 +49,18 @@ class Comparison:
 
 def in_words(p: float) -> str:
     """What a p-value says."""
-    often = f"about {100 * p:.2g} times in 100" if p >= 0.001 else "less than once in 1,000 times"
+    often, size = f"about {100 * p:.2g} times in 100", f"p = {p:.2g}"
+    if p < 0.001:
+        often, size = "less than once in 1,000 times", "p < 0.001"
     verdict = "more than chance" if p < CHANCE else "may be chance"
-    size = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
     return f"{verdict}: between equals, chance makes one as large {often} ({size})"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m captioning compare`."""
-    parser.add_argument("models", nargs=2, metavar="CHECKPOINT", help="models A and B")
-    text = "a page with every image and both captions"
-    parser.add_argument("--report", metavar="OUT.html", help=text)
+    add = parser.add_argument
+    add("models", nargs=2, metavar="CHECKPOINT", help="models A and B")
+    add("--report", metavar="OUT.html", help="a page with every image and both captions")
     add_split_options(parser)
 
 
@@ -100,10 +101,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def evaluate_models(options: argparse.Namespace) -> tuple:
-    """Caption the split with each of `options.models`.
-
-    Returns the Prepared folder and, of each model, its Captioner, FeatureCache and Evaluation.
-    """
+    """The Prepared folder and, of each of `options.models`, Captioner, cache and Evaluation."""
     import_tensorflow()
     from captioning.captioner import Captioner
     from captioning.evaluation import evaluate
@@ -115,24 +113,22 @@ def evaluate_models(options: argparse.Namespace) -> tuple:
     encoders = [captioner.checkpoint.encoder["name"] for captioner in captioners]
     caches = [FeatureCache.open(cache_folder(options.data, name)) for name in encoders]
     search = (options.beam_width, options.length_penalty)
-    results = [
-        evaluate(captioner, prepared, options.split, cache, *search)
-        for captioner, cache in zip(captioners, caches, strict=True)
-    ]
+    pairs = zip(captioners, caches, strict=True)
+    results = [evaluate(model, prepared, options.split, cache, *search) for model, cache in pairs]
     return prepared, captioners, caches, results
 
 
 def compare(first, second) -> Comparison:
     """Compare two Evaluations of a split; InputError if they have no image in common."""
-    images = [image for image in first.images if image in set(second.images)]
+    shared = set(first.images) & set(second.images)
+    images = [image for image in first.images if image in shared]
     if not images:
         raise InputError("no image was scored with both models; compare models of the same data")
-    references = dict(zip(first.images, first.references, strict=True))
-    references = [references[image] for image in images]
     captions, scores, statistics = [], [], []
     for result in (first, second):
-        texts = dict(zip(result.images, result.captions, strict=True))
-        captions.append([texts[image] for image in images])
+        places = [place for place, image in enumerate(result.images) if image in shared]
+        captions.append([result.captions[place] for place in places])
+        references = [result.references[place] for place in places]
         whole = result.images == images
         scores.append(result.scores if whole else metrics.score(references, captions[-1]))
         statistics.append(bootstrap.statistics(references, captions[-1]))

@@ -3,9 +3,8 @@
     python -m captioning review A B --split dev --sheet sheet.csv --n 100
     python -m captioning review --sheet sheet.csv
 
-The first command writes a sheet with both captions of each image in random order, and a second
-file, sheet-key.csv, that says whose they are. Write A, B or = into the column `better`; the second
-command then counts.
+The first command writes both captions of each image in random order, and whose they are into
+sheet-key.csv. Write A, B or = into the column `better`; the second command then counts.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning.config import count
-from captioning.errors import InputError, log, reason
+from captioning.errors import InputError, log
 from captioning.extras.study.compare import add_split_options, evaluate_models, in_words
 from captioning.files import replace_together, require_writable
 
@@ -41,13 +40,13 @@ def main(options: argparse.Namespace) -> None:
     key = sheet.with_name(f"{sheet.stem}-key.csv")
     if not options.models:
         print(count_answers(sheet, key))
-    elif len(options.models) != 2:
+        return
+    if len(options.models) != 2:
         raise InputError("expected two checkpoints, or none to count the answers of a sheet")
-    else:
-        if existing := [path for path in (sheet, key) if path.exists()]:
-            raise InputError(f"{existing[0]}: exists; choose another name for the sheet")
-        require_writable(sheet)
-        write_sheet(options, sheet, key)
+    if existing := [path for path in (sheet, key) if path.exists()]:
+        raise InputError(f"{existing[0]}: exists; choose another name for the sheet")
+    require_writable(sheet)
+    write_sheet(options, sheet, key)
 
 
 def write_sheet(options: argparse.Namespace, sheet: Path, key: Path) -> None:
@@ -78,10 +77,7 @@ def _csv(rows: list[list[str]]) -> bytes:
 
 def _read(path: Path, columns: list[str]) -> dict[str, dict]:
     """The rows by their image; InputError if the file lacks one of the columns."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
+    text = path.read_bytes().decode("utf-8-sig", "surrogateescape") if path.is_file() else ""
     delimiter = ";" if ";" in text.partition("\n")[0] else ","  # of some countries' Excel
     rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     if not rows or not set(columns) <= rows[0].keys():

@@ -74,12 +74,9 @@ class TensorBoard:
     def add_word_vectors(self) -> None:
         """Write the word vectors as they are now, for the Projector page."""
         vectors = np.asarray(self._captioner.model.embedding.embeddings, np.float32)  # (V, E)
-        rows = ("\t".join(f"{value:.5g}" for value in vector) for vector in vectors)
+        rows = ["\t".join(f"{value:.5g}" for value in vector) for vector in vectors]
         words = self._captioner.vocabulary.words
         words = [word if word.isprintable() and word.strip() else repr(word) for word in words]
-        files = {
-            "vectors.tsv": "".join(f"{row}\n" for row in rows),
-            "words.tsv": "".join(f"{word}\n" for word in words),
-            "projector_config.pbtxt": SPACE,
-        }
-        replace_together({self.folder / name: text.encode() for name, text in files.items()})
+        files = {"vectors.tsv": rows, "words.tsv": words, "projector_config.pbtxt": [SPACE]}
+        texts = {name: "".join(f"{line}\n" for line in lines) for name, lines in files.items()}
+        replace_together({self.folder / name: text.encode() for name, text in texts.items()})

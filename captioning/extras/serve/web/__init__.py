@@ -17,7 +17,7 @@ from captioning.captions import LIGHT, load_captioner
 from captioning.config import number
 from captioning.errors import InputError, log
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL, ANY = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,9 @@ def main(options: argparse.Namespace) -> None:
         describe(captioner, grey, beam_widths(captioner)[1])  # compiles the search if it is Keras'
         model = Path(options.model).name if options.model else "the pretrained captioner"
         server = make_server(make_app(captioner, model, options.host))
-        log(f"Open {address(options.host, listener)} in a browser. Ctrl-C stops it.")
+        host = socket.gethostname() if options.host in ANY else options.host
+        host = f"[{host}]" if ":" in host else host
+        log(f"Open http://{host}:{listener.getsockname()[1]}/ in a browser. Ctrl-C stops it.")
         server.run([listener])
 
 
@@ -57,10 +59,3 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         problem = f"cannot listen on {host}, port {port} ({error})"
         raise InputError(f"{problem}; choose another --port or --host") from None
-
-
-def address(host: str, listener: socket.socket) -> str:
-    """The URL for a browser."""
-    if host in ("0.0.0.0", "::"):
-        host = socket.gethostname()
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
