@@ -6,7 +6,7 @@ its split ("" if the file has none). It skips broken entries and describes them 
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from unicodedata import normalize
@@ -60,11 +60,11 @@ def read_karpathy(path: Path, problems: list[str]) -> Rows:
 def read_coco(path: Path, problems: list[str]) -> Rows:
     """Read COCO's own captions; ids may be text; images lie in a folder such as `train2014`."""
     content = _load(path, "annotations")
-    captions: dict[str, list[str]] = {}  # an image's id -> its captions
+    captions = defaultdict(list)  # an image's id -> its captions
     for number, entry in enumerate(content["annotations"], start=1):
         match entry:
             case {"image_id": int() | str() as image, "caption": text} if _are_texts(text):
-                captions.setdefault(str(image), []).append(text)
+                captions[str(image)].append(text)
             case _:
                 expected = "expected image_id and caption"
                 problems.append(f"{path.name}, annotation {number}: {expected}")
@@ -122,10 +122,8 @@ def find_reader(folder: Path, files: list[Path]) -> Reader:
     finding = "no data set of a known layout" if folder.is_dir() else "no such folder"
     readers = (*datasets.READERS, *READERS)
     expected = ", ".join(f"{reader.pattern} ({reader.layout})" for reader in readers)
-    raise InputError(
-        f"{folder}: {finding}; expected images and one of {expected}\n"
-        f"get Flickr8k with: python -m captioning download --to {folder}"
-    )
+    remedy = f"get Flickr8k with: python -m captioning download --to {folder}"
+    raise InputError(f"{folder}: {finding}; expected images and one of {expected}\n{remedy}")
 
 
 def leads_outside(name: str) -> bool:
@@ -142,35 +140,32 @@ def match_names(
     Upper and lower case, accents, slashes, a missing suffix, and folders may differ. A name stays
     as it is if it can mean several images, or if its image has another name too.
     """
-    by_key: dict[str, set[str]] = {}
+    by_key = defaultdict(set)
     for image in images:
         path = Path(image)
         for name in (image, f"{folder.name}/{image}", path.name):
-            for spelling in (name, name.removesuffix(path.suffix)):
-                by_key.setdefault(_key(spelling), set()).add(image)
+            by_key[_key(name)].add(image)
+            by_key[_key(name.removesuffix(path.suffix))].add(image)
 
     def find(name: str) -> str:
         fits = by_key.get(_key(name), ())
-        if name in images or len(fits) != 1 or ".." in PureWindowsPath(name).parts:
-            return name
-        return min(fits)
+        is_clear = name not in images and len(fits) == 1 and ".." not in PureWindowsPath(name).parts
+        return min(fits) if is_clear else name
 
     found = {name: find(name) for name in captions}
     names_of = Counter(found.values())
-    matched: Captions = {}
-    respelled = []
+    matched, respelled = defaultdict(list), []
     for name, image in found.items():
         same = [normalize("NFC", path) for path in (image, f"{folder.name}/{image}")]
-        if normalize("NFC", name) in same:
-            matched.setdefault(image, []).extend(captions[name])
-        elif names_of[image] > 1:
-            matched[name] = captions[name]
-        else:
-            matched[image] = captions[name]
+        is_respelled = normalize("NFC", name) not in same
+        if is_respelled and names_of[image] > 1:
+            image = name  # as it is
+        elif is_respelled:
             respelled.append(f"{name[:60]!r} for {image[:60]!r}")
+        matched[image] += captions[name]
     if respelled:
         counts[f"image names matched despite their spelling, e.g. {respelled[0]}"] = len(respelled)
-    return matched, {split: list(map(find, names)) for split, names in splits.items()}
+    return dict(matched), {split: list(map(find, names)) for split, names in splits.items()}
 
 
 def _key(name: str) -> str:

@@ -18,11 +18,11 @@ from captioning.errors import InputError, reason
 
 
 def read_vectors(path: str | Path, words: Iterable[str]) -> WordVectors:
-    """Read the vectors of `words` from a file.
+    """Read the vectors of `words`, or InputError if the file is damaged or has none of them.
 
     Text (`.vec`, GloVe's `.txt`, also as `.gz` or `.zip`) is streamed: memory grows with the words
     found. FastText's `.bin` also gives vectors to unknown words, but takes much memory (12 GB for
-    two million words of dimension 300). InputError: missing, damaged, or none of `words` inside.
+    two million words of dimension 300).
     """
     path, words = Path(path), list(words)
     if not path.is_file():
@@ -97,9 +97,8 @@ def _read_binary(path: Path, words: Sequence[str]) -> WordVectors:
         known = [word for word in words if word in model.key_to_index or model.bucket]
         vectors = {word: np.array(model.get_vector(word), np.float32) for word in known}
     except Exception as error:  # gensim raises many kinds, for many kinds of damage
-        raise InputError(
-            f"{path}: not a FastText model of word vectors, damaged, or too big for the memory "
-            f"({reason(error)}); expected a .bin of `fasttext skipgram` or `cbow`, or .vec text"
-        ) from error
+        problem = f"not a FastText model, damaged, or too big for the memory ({reason(error)})"
+        remedy = "expected a .bin of `fasttext skipgram` or `cbow`, or .vec text"
+        raise InputError(f"{path}: {problem}; {remedy}") from error
     vectors = {word: vector for word, vector in vectors.items() if vector.any()}
     return WordVectors(model.vector_size, vectors, frozenset(vectors.keys() - model.key_to_index))

@@ -20,10 +20,9 @@ DONE = b"{ready}\n"
 
 
 class Metadata:
-    """XMP's description (dc:description), and IPTC's alt text for screen readers."""
+    """XMP's description and IPTC's alt text; InputError if exiftool is not installed."""
 
     def __init__(self):
-        """Start exiftool; InputError if it is not installed."""
         if not shutil.which("exiftool"):
             raise InputError(f"--write-metadata needs exiftool ({INSTALL})")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -13,6 +13,10 @@ from captioning import metrics
 from captioning.metrics import BLEU_SMALL, BLEU_TINY, LONGEST_NGRAM, Tokens, ngram_counts
 
 RESAMPLES, AT_ONCE = 10_000, 100
+DIVERSITY = (
+    "{vocabulary:,} different words, {distinct:.0%} of the captions distinct, {copied:.0%} copied "
+    "word for word from training, {length:.1f} words per caption"
+)
 
 
 def statistics(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> np.ndarray:
@@ -93,10 +97,4 @@ def score_table(result, intervals: dict[str, list], facts: dict[str, str]) -> st
         lines.append(f"{row:<30}" + "".join(cells))
     if "METEOR" not in names:
         lines.append("METEOR is left out: it needs Java, pycocoevalcap and English captions")
-    diversity = result.diversity
-    lines.append(
-        f"\n{diversity['vocabulary']:,} different words, {diversity['distinct']:.0%} of the "
-        f"captions distinct, {diversity['copied']:.0%} copied word for word from training, "
-        f"{diversity['length']:.1f} words per caption"
-    )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", DIVERSITY.format(**result.diversity)])

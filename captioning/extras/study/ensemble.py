@@ -17,19 +17,16 @@ class Ensemble:
     has_attention = False  # each looks elsewhere
 
     def __init__(self, models: Sequence):
-        """The images are those of a grid if one of the models attends to it."""
         self.models = models
-        self.feature_shape = max((model.feature_shape for model in models), key=len)
+        self.feature_shape = max((model.feature_shape for model in models), key=len)  # of a grid
         self.config = SimpleNamespace(max_words=min(model.config.max_words for model in models))
         self.compute_dtype = models[0].compute_dtype
 
     def encode_image(self, features):
         """Images (I, *feature_shape) -> what each model needs of them."""
         pooled = features if len(self.feature_shape) == 1 else tf.reduce_mean(features, axis=1)
-        return tuple(
-            model.encode_image(features if model.feature_shape == self.feature_shape else pooled)
-            for model in self.models
-        )
+        inputs = {self.feature_shape: features}
+        return tuple(m.encode_image(inputs.get(m.feature_shape, pooled)) for m in self.models)
 
     def initial_state(self, count):
         """The states of all models, one after another."""

@@ -4,7 +4,6 @@ python train.py --tensorboard logs
 tensorboard --logdir logs
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from tensorboard.plugins.hparams import api as hparams
 
 from captioning.captioner import Captioner
 from captioning.checkpoint import Checkpoint
-from captioning.errors import InputError
+from captioning.errors import InputError, log
 from captioning.extras.study.sheets import captioned_sheet
 from captioning.features import FeatureCache
 from captioning.files import replace_together, write_error
@@ -41,16 +40,14 @@ class TensorBoard:
             self._pictures = [load_thumbnail(path, 448) for path in paths]
         except InputError as error:
             self._pictures = []
-            print(f"TensorBoard gets captions without pictures: {error}", file=sys.stderr)
-        settings = vars(checkpoint.model.config)
-        plain = {name: value for name, value in settings.items() if np.isscalar(value)}
+            log(f"TensorBoard gets captions without pictures: {error}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._writer = tf.summary.create_file_writer(str(folder))
         except (OSError, tf.errors.OpError) as error:
             raise write_error(folder, error) from None
         with self._writer.as_default(step=0):
-            hparams.hparams(plain, trial_id=self.folder.name)
+            hparams.hparams(vars(checkpoint.model.config), trial_id=self.folder.name)
 
     def add_epoch(self, row: dict) -> None:
         """Log one row of the training history, and the greedy captions of the samples."""
