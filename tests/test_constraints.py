@@ -11,7 +11,7 @@ from test_decoding import MAX_WORDS, WORDS, Scripted
 from captioning.captioner import Captioner
 from captioning.decoding import beam_search
 from captioning.errors import InputError
-from captioning.extras.serve.constraints import Constraints, constrained_beam_search
+from captioning.extras.serve.searches import Constraints, constrained_beam_search
 from captioning.vocabulary import END, SPECIALS, Vocabulary
 
 FREE = Constraints(frozenset(), frozenset(), frozenset(), 0, MAX_WORDS, 0)

@@ -1,7 +1,7 @@
 """Caption data sets other than Flickr8k: Flickr30k, COCO, plain tables, A. Karpathy's files.
 
-A further layout is a further row of `READERS`. A reader yields an image's name, its captions, and
-its split ("" if the file has none). It skips broken entries and describes them in `problems`.
+A further layout is a further row of `READERS`. A reader yields an image's name, captions and split
+("" if the file has none), skips broken entries, and describes them in `problems`.
 """
 
 import json

@@ -1,9 +1,8 @@
 """Training on several devices, and on several machines, with the steps of one device.
 
 Every replica (a device with a copy of the weights) computes its part of the images of each batch.
-The gradients of the summed loss and the number of words are added up over all replicas; their
-quotient is the gradient of the whole batch, and makes the same update everywhere. The chief alone
-scores the dev split and writes files.
+Gradients and word counts are added up over all replicas, so all make the same update. The chief
+alone scores the dev split and writes files.
 
 With `--distribute multi-worker` every machine runs the same command, and TF_CONFIG names them all.
 TensorFlow's connections are neither encrypted nor guarded by a password: use a private network.

@@ -3,8 +3,8 @@
     image_extraction.ipynb with shard = "1/16" and so on, in any order, then
     python -m captioning shards merge prepared/features/<encoder>
 
-A shard is a cache of its own in a subfolder, such as shard-03-of-16. It starts where a batch does,
-so the CNN sees the same batches, and the merged cache is byte for byte that of a single run.
+A shard is a cache in a subfolder, such as shard-03-of-16. It starts where a batch does, so the
+merged cache is byte for byte that of a single run.
 """
 
 import argparse

@@ -1,16 +1,18 @@
 """Caption photographs: the command for people with photographs.
 
-It prints the same lines as test.py, with the beam width that scores best, needs no TensorFlow
-unless an option does, and writes the captions of whole folders where they are wanted.
+It prints the lines of test.py, with the beam width that scores best, and writes the captions of
+whole folders where they are wanted. Without TensorFlow, unless an option needs it.
 """
 
 import argparse
 
-from captioning.config import BEAM_WIDTH, add_search_options
-from captioning.errors import log
+from captioning import config
+from captioning.captions import LIGHT, load_captioner
+from captioning.errors import InputError, log
 from captioning.extras.serve.folders import Outputs, separate
-from captioning.extras.serve.searches import add_options, find_captioner
 from captioning.images import list_images
+
+CONSTRAINTS = ("require", "forbid", "min_words", "max_words", "no_repeat_ngram")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="FILE", help="a checkpoint of train.py, or a .tflite file that"
         " was exported from one (default: the shipped ones)")  # fmt: skip
     add("--encoder", metavar="FILE", help="the model's encoder if it is not where it was")
-    add_search_options(parser, BEAM_WIDTH)
-    add_options(parser)
+    config.add_search_options(parser, config.BEAM_WIDTH)
+    add_further_searches(parser)
     add("--json", action="store_true", help="one JSON object per line instead of text")
     add("--recursive", action="store_true", help="folders with all folders in them")
     add("--csv", metavar="OUT.csv", help="append image, caption and confidence to this file")
@@ -30,6 +32,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " own description and alt text (XMP); needs exiftool")  # fmt: skip
     add("--existing", choices=["skip", "overwrite", "append"], default="skip", help="what"
         " to do where a caption is already (default: %(default)s)")  # fmt: skip
+
+
+def add_further_searches(parser: argparse.ArgumentParser) -> None:
+    """Add the options for several captions, and for captions under constraints."""
+    add = parser.add_argument_group("several captions").add_argument
+    several = config.number(int, 1, config.MAX_BEAM_WIDTH)
+    add("--n-best", type=several, default=1, metavar="N", help="the N best captions of the beam")
+    add("--sample", type=several, metavar="N", help="N captions drawn at random, not searched for")
+    text = "with --sample: below 1 prefers probable words (default: %(default)s)"
+    add("--temperature", type=config.positive, default=1.0, help=text)
+    text = "with --sample: draw from the most probable words, which sum to this (default: 1, all)"
+    add("--top-p", type=config.number(float, 1e-3, 1), default=1.0, help=text)
+    text = "with --sample: the same seed draws the same captions (default: %(default)s)"
+    add("--seed", type=config.count_or_zero, default=0, help=text)
+    add = parser.add_argument_group("constraints").add_argument
+    add("--require", nargs="+", default=[], metavar="WORD", help="words that captions contain")
+    add("--forbid", nargs="+", default=[], metavar="WORD", help="words that they do not contain")
+    add("--min-words", type=config.count_or_zero, default=0, help="the shortest caption, in words")
+    add("--max-words", type=config.count, help="the longest caption, below the model's own limit")
+    text = "repeat no sequence of N words in a caption"
+    add("--no-repeat-ngram", type=config.count_or_zero, default=0, metavar="N", help=text)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -46,3 +69,25 @@ def main(options: argparse.Namespace) -> int:
     if outputs.places:
         log(f"{captioned:,} captioned, {outputs.skipped:,} had captions, {failed:,} failed")
     return 0 if not failed else 1 if len(images) > 1 else 2
+
+
+def find_captioner(options: argparse.Namespace):
+    """The captioner that searches as the options say; InputError if they contradict each other.
+
+    Without TensorFlow if that is enough: the shipped `.tflite` file has the usual search.
+    """
+    is_constrained = any(getattr(options, name) for name in CONSTRAINTS)
+    if options.sample and is_constrained:
+        raise InputError("--sample draws freely; leave it out, or the constraints")
+    is_usual = options.beam_width in (1, config.BEAM_WIDTH) and options.n_best == 1
+    if not options.encoder and is_usual and not options.sample and not is_constrained:
+        return load_captioner(options.model or LIGHT)
+    captioner = load_captioner(options.model, encoder=options.encoder)
+    if not is_constrained and not options.sample:
+        return captioner
+    if captioner.beam_widths:
+        raise InputError(f"{options.model}: such a search needs a checkpoint of train.py")
+    from captioning.extras.serve.searches import ConstrainedCaptioner, SamplingCaptioner
+
+    kind = SamplingCaptioner if options.sample else ConstrainedCaptioner
+    return kind(captioner.checkpoint, options)

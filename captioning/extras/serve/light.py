@@ -1,15 +1,15 @@
 """Captions without TensorFlow: one `.tflite` file, run by LiteRT.
 
-`python -m captioning export` writes the file: a model with these signatures, and behind it a zip
-archive with one JSON entry, which LiteRT ignores. L is max_words + 1, P the positions of the grid.
+`python -m captioning export` writes it: a model with these signatures, and behind it a zip archive
+with one JSON entry. L is max_words + 1, P the positions of the grid.
 
     encode     pixels uint8 (1, size, size, 3) -> features float32 (1, *feature_shape)
     greedy     features -> words int32 (1, 1, L), log_probabilities float32 (1, 1, L)
     beam       features, length_penalty float32 () -> the same; not for a beam width of 1
     attention  features, words int32 (1, L) -> maps float32 (1, L, P); of models with attention
 
-The archive holds a SHA-256 of the model, so accidental damage is found before LiteRT, which is
-C++, reads it. That is no protection from malice: use `.tflite` files only of people you trust.
+The entry holds a SHA-256 of the model against accidental damage. LiteRT is C++: use `.tflite`
+files only of people you trust.
 """
 
 import hashlib

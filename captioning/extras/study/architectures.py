@@ -4,7 +4,7 @@ init-inject   the image is the RNN's initial state
 pre-inject    the image is the first word
 par-inject    the image stands beside every word
 
-All else is as in `captioning.model.MergeDecoder`, one pass over a caption included; shapes too.
+All else is as in `captioning.model.MergeDecoder`, shapes too.
 """
 
 from keras import layers, ops

@@ -1,7 +1,6 @@
-"""How sure a score is: scores of 10,000 resamples of the images.
+"""How sure a score is: scores of 10,000 resamples of the images. METEOR has none.
 
-BLEU, ROUGE-L and CIDEr-D are functions of sums over the images, so a resample is scored without
-looking at its captions again. METEOR is left out.
+The others are functions of sums over the images: a resample's captions are not looked at again.
 """
 
 from collections import Counter
@@ -63,8 +62,7 @@ def scores_of(sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
 def bootstrap(statistics: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
     """Score 10,000 resamples of the images, drawn with replacement: metric -> (resamples,).
 
-    The same number of images and seed give the same resamples, so two models can be compared in
-    pairs. CIDEr-D keeps the rarities of the whole split.
+    The same number of images and seed give the same resamples, for comparisons in pairs.
     """
     rng, images, sums = np.random.default_rng(seed), len(statistics), []
     for _ in range(RESAMPLES // AT_ONCE):

@@ -2,8 +2,7 @@
 
     python -m captioning compare A B --split dev --data prepared --report compare.html
 
-The paired bootstrap (Koehn 2004) draws images with replacement, as many as there are, 10,000 times
-and scores both models on each draw. METEOR has a difference alone.
+The paired bootstrap (Koehn 2004) scores both models on 10,000 draws of the images.
 """
 
 import argparse

@@ -15,11 +15,7 @@ ENGLISH = {"a", "an", "and", "the", "with"}  # 23% of Flickr8k's words
 
 
 def meteor(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> float | None:
-    """Return METEOR 1.5 for English (Denkowski and Lavie 2014), from 0 to 1.
-
-    None if the references are not English, without Java or pycocoevalcap, and with a warning if
-    the program fails or takes too long.
-    """
+    """METEOR 1.5 for English (Denkowski and Lavie 2014), from 0 to 1; None if impossible."""
     words = [word for captions in references for caption in captions for word in caption]
     if sum(word in ENGLISH for word in words) < len(words) / 8:
         return None

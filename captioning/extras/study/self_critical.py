@@ -1,13 +1,10 @@
 """Self-critical training: raise the probability of sampled captions that score well.
 
-Cross-entropy teaches the next word after the words of people; a captioner is judged by whole
-captions after its own words. Rennie et al. 2017, "Self-critical Sequence Training for Image
-Captioning", sample captions, reward each by its CIDEr-D, and raise the probability of those that
-beat a baseline: here the mean reward of the image's other samples (Luo 2020, "A Better Variant of
-Self-Critical Sequence Training").
+Rennie et al. 2017, "Self-critical Sequence Training for Image Captioning", sample captions, reward
+each by its CIDEr-D, and raise the probability of those that beat a baseline: here the mean reward
+of the image's other samples (Luo 2020, "A Better Variant of Self-Critical Sequence Training").
 
-Shapes: I images, K captions per image, T words, START to END, then pads; features (I, C) or
-(I, P, C).
+Shapes: I images, K captions per image, T words from START to END, then pads.
 """
 
 from functools import partial
@@ -29,8 +26,7 @@ CLIP_NORM = 1.0  # of the whole gradient
 def self_critical(model, features, words, advantages, rewards):
     """Minus the log-probability of sampled captions (I, K, T) times their `advantages` (I, K).
 
-    Returns the sum, the sum of `rewards` (I, K), and the word count. Dropout is off, as when the
-    captions were sampled.
+    Returns the sum, the sum of `rewards` (I, K), and the word count. Without dropout.
     """
     logits, targets, captions = model.target_logits(words, features)
     log_probabilities = tf.gather(logits, targets, batch_dims=1)
@@ -41,10 +37,7 @@ def self_critical(model, features, words, advantages, rewards):
 
 
 class SelfCritical:
-    """Samples captions of training images, `samples` of each, and rewards each by its CIDEr-D.
-
-    The training captions, `tokens`, are the references, and the documents in which n-grams are
-    counted. END is part of them, so that stopping too early or too late costs.
+    """Samples captions of training images and rewards each by its CIDEr-D, END included.
 
     train: (features, words, advantages, rewards) -> summed reward, word count
     """
@@ -68,10 +61,9 @@ class SelfCritical:
         steps.variables += self.optimizer.variables
 
     def draw(self, features: np.ndarray, images: np.ndarray, seed: np.ndarray):
-        """Sample captions of `images` (I,), indices in the split; the same seed, the same captions.
+        """Sample captions of `images` (I,), indices in the split, by `seed`.
 
-        Returns words int32 (I, SAMPLES, T); advantages float32 (I, SAMPLES), the reward minus the
-        mean reward of the image's other samples; rewards (I, SAMPLES), CIDEr-D x 100.
+        Returns words int32 (I, K, T); advantages float32 (I, K); rewards (I, K), CIDEr-D x 100.
         """
         drawn = self._sample(tf.constant(features), tf.constant(seed, tf.int32)).numpy()
         lengths = np.count_nonzero(drawn != PAD, axis=-1)  # (I, SAMPLES)

@@ -3,8 +3,7 @@
     python -m captioning web
     python -m captioning web --port 9000 --model weights/best.safetensors
 
-The page is for the person at this computer; it has no login. Photographs are held in memory while
-they are captioned and never written to disk. Ctrl-C stops it.
+The page has no login. Photographs are never written to disk. Ctrl-C stops it.
 """
 
 import argparse
