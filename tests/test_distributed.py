@@ -244,9 +244,9 @@ def test_a_batch_that_is_too_small_for_the_devices_is_rejected(script, folder, t
         ("", "Expecting value"),
         ("[]", "TypeError"),
         ('{"cluster": {"worker": ["a:1"]}}', "KeyError: 'task'"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "no worker 1"),
-        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}', "no chief 0"),
-        ('{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "KeyError: 'ps'"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}', "not in list"),
+        ('{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}', "not in list"),
+        ('{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "not in list"),
     ],
 )
 def test_a_wrong_tf_config_is_reported(script, folder, tmp_path, monkeypatch, text, message):

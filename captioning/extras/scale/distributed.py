@@ -25,6 +25,7 @@ from captioning.prepared import Prepared
 from captioning.startup import quiet_stderr
 
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
 MAY_DIFFER = ("data", "output", "resume", "tensorboard", "worker_timeout")
 
 
@@ -40,11 +41,8 @@ class Devices:
             mine = values if self._replica() == 0 else tf.zeros_like(values)
             return tf.distribute.get_replica_context().all_reduce("SUM", mine * 1.0)
 
-        self._add = tf.function(
-            lambda values: strategy.run(add, (values,)),
-            [tf.TensorSpec((None,), tf.float64)],
-            autograph=False,
-        )
+        spec = tf.TensorSpec((None,), tf.float64)
+        self._add = tf.function(lambda value: strategy.run(add, (value,)), [spec], autograph=False)
 
     def _replica(self) -> int:
         """Within a replica: which of this process's it is."""
@@ -86,7 +84,10 @@ class Devices:
         def call(*batch):
             parts = []
             for number in range(self._replicas):
-                parts += [_part_of(array, number, self._replicas) for array in batch]
+                for array in batch:
+                    part = array[_part(len(array), number, self._replicas)]
+                    no_words = np.zeros((1, *array.shape[1:]), array.dtype)  # one image's
+                    parts.append(part if len(part) else no_words)
             return tf.nest.map_structure(self._first, compiled(*parts))
 
         return call
@@ -139,17 +140,12 @@ def _read_tf_config() -> tuple[int, int]:
     """Which of how many workers this process is; the chief comes first."""
     try:
         config = json.loads(os.environ.get("TF_CONFIG", ""))
-        sizes = {job: len(config["cluster"].get(job, [])) for job in ("chief", "worker")}
-        job, index = config["task"]["type"], int(config["task"]["index"])
-        if not 0 <= index < sizes[job]:
-            raise ValueError(f"there is no {job} {index}")
+        cluster, task = config["cluster"], config["task"]
+        tasks = [(job, n) for job in ("chief", "worker") for n in range(len(cluster.get(job, [])))]
+        return tasks.index((task["type"], int(task["index"]))), len(tasks)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"TF_CONFIG: cannot be used ({type(error).__name__}: {reason(error)}); expected e.g.\n"
-            '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, '
-            '"task": {"type": "worker", "index": 0}}'
-        ) from None
-    return index + (sizes["chief"] if job == "worker" else 0), sum(sizes.values())
+        problem = f"cannot be used ({type(error).__name__}: {reason(error)})"
+        raise InputError(f"TF_CONFIG: {problem}; expected e.g.\n{EXAMPLE}") from None
 
 
 def _wait_for_workers(timeout: float) -> tf.distribute.MultiWorkerMirroredStrategy:
@@ -171,9 +167,3 @@ def _wait_for_workers(timeout: float) -> tf.distribute.MultiWorkerMirroredStrate
 def _part(count: int, which: int, of: int) -> slice:
     """Part `which` of `count` things shared by `of`; sizes differ by one at most."""
     return slice(count * which // of, count * (which + 1) // of)
-
-
-def _part_of(array: np.ndarray, which: int, of: int) -> np.ndarray:
-    """Part `which` of an array; if it is empty, one image whose captions are pads."""
-    part = array[_part(len(array), which, of)]
-    return part if len(part) else np.zeros((1, *part.shape[1:]), part.dtype)

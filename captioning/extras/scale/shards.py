@@ -9,29 +9,22 @@ merged cache is byte for byte that of a single run.
 
 import argparse
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from captioning.encoders import Encoder, require_same_encoder
+from captioning.encoders import require_same_encoder
 from captioning.errors import InputError, log
 from captioning.features import BATCH_SIZE, MADE_BY, FeatureCache, extract_features, new_arrays
 from captioning.files import locked, read_json
 
 
 def extract_shard(
-    shard: str,
-    folder: str | Path,
-    image_folder: str | Path,
-    images: Sequence[str],
-    encoder: Encoder,
-    batch_size: int = BATCH_SIZE,
-    **options,
+    shard: str, folder, image_folder, images, encoder, batch_size: int = BATCH_SIZE, **options
 ) -> FeatureCache:
-    """Encode the `shard` of `images`, such as "3/16", into a subfolder of the cache `folder`.
+    """Encode a part of `images`, such as "3/16", into a subfolder of the cache `folder`.
 
-    The images and `options`, those of `extract_features`, must be the same for all shards.
+    The other arguments, as those of `extract_features`, must be the same for all shards.
     """
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
     number, count = map(int, match.groups()) if match else (0, 0)

@@ -100,7 +100,8 @@ class Sidecars:
         write_bytes(path, old + line_end + f"{caption.text}\n".encode())
 
 
-def _encode(rows: Iterable[Sequence[str]]) -> bytes:
+def csv_bytes(rows: Iterable[Sequence[str]]) -> bytes:
+    """Rows as the text of a CSV file; file names that are not UTF-8 are kept."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")
@@ -123,7 +124,7 @@ class Table:
 
     def _replace(self, rows: list[Sequence[str]]) -> None:
         self._rows = rows
-        write_bytes(self.path, _encode([HEAD.split(","), *rows]))
+        write_bytes(self.path, csv_bytes([HEAD.split(","), *rows]))
 
     def has(self, image: Path) -> bool:
         """Whether the image has a row."""
@@ -137,7 +138,7 @@ class Table:
         row = (str(image), caption.text, f"{caption.confidence:.4f}")
         try:
             with self.path.open("ab") as file:
-                file.write(_encode([row]))
+                file.write(csv_bytes([row]))
         except OSError as error:
             raise write_error(self.path, error) from None
         self._rows.append(row)

@@ -151,11 +151,11 @@ class SamplingCaptioner(Captioner):
         self._seed, self._images = options.seed, 0
         how = (self.model.config.max_words, options.temperature, options.top_p)
         signature = [tf.TensorSpec((1, *self.model.feature_shape)), tf.TensorSpec(2, tf.int32)]
-        self._draw = tf.function(
-            lambda features, seed: sample(self.model, features, options.sample, seed, *how),
-            signature,
-            autograph=False,
-        )
+
+        def draw(features, seed):
+            return sample(self.model, features, options.sample, seed, *how)
+
+        self._draw = tf.function(draw, signature, autograph=False)
 
     def caption_features(self, features: np.ndarray, *search) -> list[Caption]:
         """Captions in the order drawn; the n-th image is drawn with the seed and n."""

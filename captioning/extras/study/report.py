@@ -21,14 +21,11 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from captioning.captioner import Captioner
 from captioning.errors import InputError
 from captioning.evaluation import Evaluation
-from captioning.features import FeatureCache
 from captioning.files import write_bytes
 from captioning.images import load_thumbnail
 from captioning.plots import BLUE, GREY, INK, ORANGE, PALE, PANELS, history_figure
-from captioning.prepared import Prepared
 
 PICTURE_SIZE = 448  # pixels of the longer side; smaller originals keep their size
 PICTURE_QUALITY = 65  # of JPEG: about 25 KB per picture
@@ -64,15 +61,8 @@ class Report:
     images: Sequence[CaptionedImage]
 
 
-def build_report(
-    result: Evaluation,
-    facts: dict[str, str],
-    captioner: Captioner,
-    prepared: Prepared,
-    cache: FeatureCache,
-    other: Evaluation | None = None,
-) -> Report:
-    """Collect what the page shows of `result`, beside the captions of an `other` model."""
+def build_report(result: Evaluation, facts, captioner, prepared, cache, other=None) -> Report:
+    """Collect what the page shows of `result`, beside an `other` model's Evaluation."""
     rows, others = {"this model": result.scores}, {}
     if other:
         rows["other model"] = other.scores

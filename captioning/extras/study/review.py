@@ -11,12 +11,14 @@ import argparse
 import csv
 import io
 import math
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import numpy as np
 
 from captioning.config import count
 from captioning.errors import InputError, log
+from captioning.extras.serve.folders import csv_bytes
 from captioning.extras.study.compare import add_split_options, evaluate_models, in_words
 from captioning.files import replace_together, require_writable
 
@@ -63,16 +65,11 @@ def write_sheet(options: argparse.Namespace, sheet: Path, key: Path) -> None:
         path, order = str(prepared.image_folder / image), rng.permutation(2)
         rows.append([path, *(texts[i][image] for i in order), ""])
         names.append([path, *(options.models[i] for i in order)])
-    replace_together({path: _csv(table) for path, table in ((key, names), (sheet, rows))})
+    # with a byte order mark, by which Excel knows UTF-8
+    tables = {key: BOM_UTF8 + csv_bytes(names), sheet: BOM_UTF8 + csv_bytes(rows)}
+    replace_together(tables)
     log(f"{len(both) - len(different):,} of {len(both):,} images have the same caption twice")
     log(f"wrote {sheet}, {len(rows) - 1:,} images, and {key}; do not look into that one")
-
-
-def _csv(rows: list[list[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    # with a byte order mark, by which Excel knows UTF-8
-    return text.getvalue().encode("utf-8-sig", "surrogateescape")
 
 
 def _read(path: Path, columns: list[str]) -> dict[str, dict]:

@@ -27,9 +27,7 @@ SPACE = 'embeddings { tensor_name: "words" tensor_path: "vectors.tsv" metadata_p
 class TensorBoard:
     """The log of a run in `folder`, or InputError; the first dev images are its samples."""
 
-    def __init__(
-        self, folder: str | Path, prepared: Prepared, cache: FeatureCache, checkpoint: Checkpoint
-    ):
+    def __init__(self, folder, prepared: Prepared, cache: FeatureCache, checkpoint: Checkpoint):
         self.folder, self._captioner = Path(folder), Captioner(checkpoint)
         rows = cache.rows(prepared.images("dev"))
         samples = np.flatnonzero(rows >= 0)[:SAMPLES]
