@@ -15,8 +15,8 @@ from captioning.__main__ import main
 from captioning.captioner import Captioner
 from captioning.captions import load_captioner
 from captioning.errors import InputError
+from captioning.extras.serve import web
 from captioning.extras.serve.light import LightCaptioner, read_information, write_light
-from captioning.extras.serve.web import app
 from captioning.images import load_image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,8 +167,8 @@ def test_damaged_and_foreign_files_are_one_line(file, tmp_path):
 
 def test_the_web_page_offers_the_widths_of_the_file(file, photographs):
     light = LightCaptioner(file)
-    assert app.beam_widths(light) == ((1, 3), 3)
-    for caption in app.describe(light, photographs[0], 3)["captions"]:
+    assert web.beam_widths(light) == ((1, 3), 3)
+    for caption in web.describe(light, photographs[0], 3)["captions"]:
         assert np.shape(caption["maps"]) == (len(caption["words"]), 2, 2)
 
 

@@ -23,7 +23,6 @@ from selenium.webdriver import ActionChains, Keys
 from captioning.captions import Caption
 from captioning.errors import InputError
 from captioning.extras.serve import web
-from captioning.extras.serve.web import app
 from captioning.images import MAX_PIXELS
 
 HALF = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf"
@@ -87,7 +86,7 @@ class Client:
 
 @contextlib.contextmanager
 def serving(captioner):
-    server = app.make_server(app.make_app(captioner, "fake.safetensors"))
+    server = web.make_server(web.make_app(captioner, "fake.safetensors"))
     with web.listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -123,9 +122,9 @@ def test_an_image_is_captioned_with_probabilities_and_maps(server):
     assert [other["caption"] for other in answer["alternatives"]] == others
     assert server.caption(photograph(), 1)[1]["alternatives"] == []
     assert len(server.caption(photograph(0))[1]["captions"]) == 1  # both searches agree
-    answer = app.describe(FakeCaptioner(has_attention=False), io.BytesIO(photograph()), 5)
+    answer = web.describe(FakeCaptioner(has_attention=False), io.BytesIO(photograph()), 5)
     assert all("maps" not in caption for caption in answer["captions"])
-    for width in app.BEAM_WIDTHS:
+    for width in web.BEAM_WIDTHS:
         assert server.caption(photograph(), width)[1]["captions"][0]["beam_width"] == width
     assert server.caption(photograph(), 7) == (400, "beam_width=7: expected one of (1, 3, 5, 10)")
 
@@ -141,10 +140,10 @@ def test_a_bad_picture_is_rejected_in_one_line(server):
 
 
 def test_large_slow_and_broken_uploads_do_not_block_others(server, monkeypatch):
-    assert server.caption(iter([bytes(app.MAX_BYTES), b"x"]))[0] == 413  # sent without a length
-    server.connect(2 * app.READ_AT_ONCE, HALF).close()
-    monkeypatch.setattr(app, "BODY_SECONDS", 0.2)
-    with server.connect(app.READ_AT_ONCE, HALF):
+    assert server.caption(iter([bytes(web.MAX_BYTES), b"x"]))[0] == 413  # sent without a length
+    server.connect(2 * web.READ_AT_ONCE, HALF).close()
+    monkeypatch.setattr(web, "BODY_SECONDS", 0.2)
+    with server.connect(web.READ_AT_ONCE, HALF):
         assert server.caption(photograph())[0] == 200
 
 
@@ -154,7 +153,7 @@ def test_a_hundred_at_once_are_captioned_one_after_another(server):
 
 
 def test_connections_are_limited(monkeypatch):
-    monkeypatch.setattr(app, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(web, "MAX_CONNECTIONS", 4)
     with serving(FakeCaptioner()) as client, client.connect(4):
         assert client.caption(photograph())[0] == 503
 
@@ -162,7 +161,7 @@ def test_connections_are_limited(monkeypatch):
 def test_only_the_page_and_the_examples_are_served(server):
     assert b"fake.safetensors" in server.ask("GET", "/")[2]
     assert server.ask("GET", "/examples/cat.jpg")[1]["Content-Type"] == "image/jpeg"
-    for path in ("/app.py", "/page.html", "/examples/captioned.jpg", "/examples/../app.py"):
+    for path in ("/__init__.py", "/page.html", "/examples/captioned.jpg", "/examples/../page.html"):
         assert server.ask("GET", path)[0] == 404
 
 
@@ -273,7 +272,7 @@ def test_browser_several_files_become_cards_that_stay(page, tmp_path):
     assert other.text == "a bright choice1"
     assert texts(page, "details .facts")[0] == "Alternative: confidence 33 %"
     assert texts(page, ".error") == ["not a picture in a format that Pillow reads"]
-    choose(page, tmp_path, huge=bytes(app.MAX_BYTES + 1))
+    choose(page, tmp_path, huge=bytes(web.MAX_BYTES + 1))
     wait_for(page, "Done: 2 captioned, 2 failed")
     assert texts(page, ".name") == ["huge.png", "first.png", "bad.png", "third.png"]
     assert texts(page, ".error")[0] == "larger than 20 MB; scale it down"
