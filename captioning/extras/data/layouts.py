@@ -90,8 +90,9 @@ def _load(path: Path, *lists: str) -> dict[str, list]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        why = f"not JSON, or incomplete ({reason(error)}); get it again"
-        raise InputError(f"{path}: {why}") from None
+        raise InputError(
+            f"{path}: not JSON, or incomplete ({reason(error)}); get it again"
+        ) from None
     for key in ("images", *lists):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{path}: no list {key!r} in it; expected a JSON file of captions")

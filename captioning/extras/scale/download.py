@@ -34,7 +34,6 @@ ATTEMPTS = 4  # in a row without a new byte
 PAUSE_SECONDS = 1.0  # doubled after each of them
 TIMEOUT_SECONDS = 20.0
 CHUNK_BYTES = 1 << 16
-ADDRESS_ERRORS = requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema
 UNPACK_ERRORS = zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError
 
 
@@ -103,7 +102,7 @@ def fetch(url: str, path: Path) -> None:
             _transfer(session, url, part)
             part.rename(path)
         except requests.RequestException as error:
-            if isinstance(error, ADDRESS_ERRORS):
+            if isinstance(error, ValueError):  # of the address
                 raise InputError(f"{url}: expected an address with https:// ({error})") from None
             fruitless = 0 if part.stat().st_size > present else fruitless + 1
             status = "" if error.response is None else error.response.status_code

@@ -19,8 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add("images", nargs="+", metavar="FILE_OR_DIR", help="photographs, or folders of them")
-    add("--model", metavar="FILE", help="a checkpoint of train.py, or a .tflite file that"
-        " was exported from one (default: the shipped ones)")  # fmt: skip
+    add("--model", metavar="FILE", help="a checkpoint or .tflite file (default: the shipped ones)")
     add("--encoder", metavar="FILE", help="the model's encoder if it is not where it was")
     config.add_search_options(parser, config.BEAM_WIDTH)
     add_further_searches(parser)
@@ -44,8 +43,7 @@ def add_further_searches(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=config.positive, default=1.0, help=text)
     text = "with --sample: draw from the most probable words, which sum to this (default: 1, all)"
     add("--top-p", type=config.number(float, 1e-3, 1), default=1.0, help=text)
-    text = "with --sample: the same seed draws the same captions (default: %(default)s)"
-    add("--seed", type=config.count_or_zero, default=0, help=text)
+    add("--seed", type=config.count_or_zero, default=0, help="of --sample (default: %(default)s)")
     add = parser.add_argument_group("constraints").add_argument
     add("--require", nargs="+", default=[], metavar="WORD", help="words that captions contain")
     add("--forbid", nargs="+", default=[], metavar="WORD", help="words that they do not contain")

@@ -130,9 +130,7 @@ class ConstrainedCaptioner(Captioner):
         self.limits = Constraints.parse(self.vocabulary, self.model.config.max_words, options)
         self._step = tf.function(self.model.step, autograph=False, reduce_retracing=True)
 
-    def caption_features(
-        self, features: np.ndarray, beam_width: int, length_penalty: float, n_best: int = 1
-    ) -> list[Caption]:
+    def caption_features(self, features, beam_width, length_penalty, n_best=1) -> list[Caption]:
         """As `Captioner.caption_features`; InputError if no caption satisfies the constraints."""
         search = (self.limits, max(beam_width, n_best), length_penalty, n_best)
         captions = []

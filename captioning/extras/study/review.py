@@ -66,8 +66,7 @@ def write_sheet(options: argparse.Namespace, sheet: Path, key: Path) -> None:
         rows.append([path, *(texts[i][image] for i in order), ""])
         names.append([path, *(options.models[i] for i in order)])
     # with a byte order mark, by which Excel knows UTF-8
-    tables = {key: BOM_UTF8 + csv_bytes(names), sheet: BOM_UTF8 + csv_bytes(rows)}
-    replace_together(tables)
+    replace_together({key: BOM_UTF8 + csv_bytes(names), sheet: BOM_UTF8 + csv_bytes(rows)})
     log(f"{len(both) - len(different):,} of {len(both):,} images have the same caption twice")
     log(f"wrote {sheet}, {len(rows) - 1:,} images, and {key}; do not look into that one")
 

@@ -60,12 +60,10 @@ HEADERS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m captioning web`."""
     add = parser.add_argument
-    text = "port; 0 picks a free one (default: %(default)s)"
-    add("--port", type=number(int, 0, 65535), default=8000, help=text)
+    add("--port", type=number(int, 0, 65535), default=8000, help="0: any (default: %(default)s)")
     text = "address to listen on; 0.0.0.0 lets other computers in (default: %(default)s)"
     add("--host", default="127.0.0.1", help=text)
-    text = "checkpoint of train.py, or .tflite file exported from one (default: the shipped one)"
-    add("--model", metavar="FILE", help=text)
+    add("--model", metavar="FILE", help="a checkpoint or .tflite file (default: the shipped one)")
     add("--encoder", metavar="FILE", help="the model's encoder, if it is not found by its name")
 
 
