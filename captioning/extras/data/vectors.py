@@ -97,7 +97,7 @@ def _read_binary(path: Path, words: Sequence[str]) -> WordVectors:
         known = [word for word in words if word in model.key_to_index or model.bucket]
         vectors = {word: np.array(model.get_vector(word), np.float32) for word in known}
     except Exception as error:  # gensim raises many kinds, for many kinds of damage
-        problem = f"not a FastText model, damaged, or too big for the memory ({reason(error)})"
+        problem = f"not a FastText model of word vectors, damaged, or too big ({reason(error)})"
         remedy = "expected a .bin of `fasttext skipgram` or `cbow`, or .vec text"
         raise InputError(f"{path}: {problem}; {remedy}") from error
     vectors = {word: vector for word, vector in vectors.items() if vector.any()}
