@@ -14,7 +14,7 @@ from captioning.__main__ import main
 from captioning.captions import OPENED_AT_ONCE, Caption, PhotoCaptioner
 from captioning.errors import InputError
 from captioning.extras.serve import caption as command
-from captioning.extras.serve.metadata import TAGS
+from captioning.extras.serve.folders import TAGS
 
 needs_exiftool = pytest.mark.skipif(not shutil.which("exiftool"), reason="needs exiftool")
 
