@@ -66,8 +66,7 @@ def read_coco(path: Path, problems: list[str]) -> Rows:
             case {"image_id": int() | str() as image, "caption": text} if _are_texts(text):
                 captions[str(image)].append(text)
             case _:
-                expected = "expected image_id and caption"
-                problems.append(f"{path.name}, annotation {number}: {expected}")
+                problems.append(f"{path.name}, annotation {number}: expected image_id and caption")
     part = path.stem.removeprefix("captions_")
     split = "train" if part.startswith("train") else "dev"
     for number, entry in enumerate(content["images"], start=1):
@@ -121,8 +120,7 @@ def find_reader(folder: Path, files: list[Path]) -> Reader:
     if reader := next((reader for reader in READERS if reader.find(files)), None):
         return reader
     finding = "no data set of a known layout" if folder.is_dir() else "no such folder"
-    readers = (*datasets.READERS, *READERS)
-    expected = ", ".join(f"{reader.pattern} ({reader.layout})" for reader in readers)
+    expected = ", ".join(f"{r.pattern} ({r.layout})" for r in (*datasets.READERS, *READERS))
     remedy = f"get Flickr8k with: python -m captioning download --to {folder}"
     raise InputError(f"{folder}: {finding}; expected images and one of {expected}\n{remedy}")
 

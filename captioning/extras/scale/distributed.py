@@ -75,11 +75,9 @@ class Devices:
             mine = self._replica() * arrays
             return step(*parts[mine : mine + arrays])
 
-        compiled = tf.function(
-            lambda *parts: self._strategy.run(replica, parts),
-            signature * self._replicas,
-            autograph=False,
-        )
+        @tf.function(input_signature=signature * self._replicas, autograph=False)
+        def compiled(*parts):
+            return self._strategy.run(replica, parts)
 
         def call(*batch):
             parts = []

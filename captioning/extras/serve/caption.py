@@ -59,9 +59,8 @@ def main(options: argparse.Namespace) -> int:
     clear = separate(images) if options.sidecar else images
     outputs = Outputs(clear, options)
     captioner = find_captioner(options)
-    captioned = 0
-    for image, caption in captioner.print_captions(outputs.todo(clear), options):
-        captioned += outputs.write(image, caption)
+    pairs = captioner.print_captions(outputs.todo(clear), options)
+    captioned = sum(outputs.write(image, caption) for image, caption in pairs)
     outputs.close()
     failed = len(images) - outputs.skipped - captioned
     if outputs.places:
@@ -70,10 +69,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def find_captioner(options: argparse.Namespace):
-    """The captioner that searches as the options say; InputError if they contradict each other.
-
-    Without TensorFlow if that is enough: the shipped `.tflite` file has the usual search.
-    """
+    """The captioner that searches as the options say, without TensorFlow if that is enough."""
     is_constrained = any(getattr(options, name) for name in CONSTRAINTS)
     if options.sample and is_constrained:
         raise InputError("--sample draws freely; leave it out, or the constraints")

@@ -11,10 +11,10 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 from captioning.captions import Caption
 from captioning.errors import InputError, log
@@ -164,8 +164,7 @@ class Metadata:
     def __init__(self):
         if not shutil.which("exiftool"):
             raise InputError(f"--write-metadata needs exiftool ({INSTALL})")
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen(["sh", "-c", EXIFTOOL], **pipes)
+        self._process = Popen(["sh", "-c", EXIFTOOL], stdin=PIPE, stdout=PIPE)
 
     def _run(self, *arguments: object) -> str:
         """Let exiftool work, and return what it prints."""

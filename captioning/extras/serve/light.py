@@ -121,6 +121,5 @@ def write_light(path: str | os.PathLike, model: bytes, information: dict) -> Non
     file.write(model)
     with zipfile.ZipFile(file, "a") as archive:  # begins behind the model
         entry = zipfile.ZipInfo(ENTRY)  # dated 1980: same input, same file
-        text = json.dumps(information, ensure_ascii=False)
-        archive.writestr(entry, text, zipfile.ZIP_DEFLATED)
+        archive.writestr(entry, json.dumps(information, ensure_ascii=False), zipfile.ZIP_DEFLATED)
     write_bytes(path, file.getvalue())

@@ -49,8 +49,8 @@ class Constraints(NamedTuple):
             problem = f"captions of {least} to {most} words: this model writes up to {longest}"
             raise InputError(f"{problem}; change --min-words, --max-words or --require")
         unfinished = _ids(vocabulary, filter(vocabulary.__contains__, UNFINISHED.split()))
-        limits = (options.min_words, most, options.no_repeat_ngram)
-        return cls(required, forbidden, unfinished, *limits)
+        ngram = options.no_repeat_ngram
+        return cls(required, forbidden, unfinished, options.min_words, most, ngram)
 
     def blocked(self, words: list[int]) -> list[int]:
         """The ids that may not follow `words`, an unfinished caption."""
@@ -88,10 +88,7 @@ class Unfinished(NamedTuple):
 def constrained_beam_search(
     step, image, state, limits: Constraints, width: int, length_penalty: float, n_best: int
 ) -> list[tuple[list[int], list[float]]]:
-    """The `n_best` captions of one image: ids up to END, and the log-probability of each.
-
-    There may be fewer; InputError if there is none. Arguments and score as in `beam_search`.
-    """
+    """Up to `n_best` captions of one image: ids up to END and log-probabilities; or InputError."""
     alive, finished = [Unfinished(0.0, 0, [], [])], []
     for t in range(limits.max_words + 1):
         last = [[START if t == 0 else caption.words[-1] for caption in alive]]

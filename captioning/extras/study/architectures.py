@@ -1,9 +1,5 @@
 """The three models that Tanti et al. 2018 compare the merge model with: the image enters the RNN.
 
-init-inject   the image is the RNN's initial state
-pre-inject    the image is the first word
-par-inject    the image stands beside every word
-
 All else is as in `captioning.model.MergeDecoder`, shapes too.
 """
 

@@ -60,10 +60,7 @@ def scores_of(sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
 
 
 def bootstrap(statistics: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """Score 10,000 resamples of the images, drawn with replacement: metric -> (resamples,).
-
-    The same number of images and seed give the same resamples, for comparisons in pairs.
-    """
+    """Score 10,000 resamples of the images, the same for each model: metric -> (resamples,)."""
     rng, images, sums = np.random.default_rng(seed), len(statistics), []
     for _ in range(RESAMPLES // AT_ONCE):
         drawn = rng.integers(images, size=(AT_ONCE, images)) + images * np.arange(AT_ONCE)[:, None]

@@ -23,7 +23,6 @@ from captioning.extras.study.compare import add_split_options, evaluate_models, 
 from captioning.files import replace_together, require_writable
 
 COLUMNS = ["image", "A", "B", "better"]
-ANSWERS = ("A", "B", "=")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +84,7 @@ def count_answers(sheet: Path, key: Path) -> str:
     """Wins, ties and a sign test; InputError if a row is missing or has no answer."""
     rows, names = _read(sheet, COLUMNS), _read(key, COLUMNS[:3])
     answers = {image: (row["better"] or "").strip().upper() for image, row in rows.items()}
-    if missing := [image for image in names if answers.get(image) not in ANSWERS]:
+    if missing := [image for image in names if answers.get(image) not in ("A", "B", "=")]:
         problem = f"{len(missing)} of {len(names)} rows are missing or not answered"
         raise InputError(f"{sheet}: {problem} with A, B or =, such as {missing[0]}")
     models = list(dict.fromkeys(name for row in names.values() for name in (row["A"], row["B"])))
