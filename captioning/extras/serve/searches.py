@@ -152,7 +152,7 @@ class SamplingCaptioner(Captioner):
 
         self._draw = tf.function(draw, signature, autograph=False)
 
-    def caption_features(self, features: np.ndarray, *search) -> list[Caption]:
+    def caption_features(self, features: np.ndarray, **search) -> list[Caption]:
         """Captions in the order drawn; the n-th image is drawn with the seed and n."""
         captions = []
         for feature in features.astype(np.float32):
