@@ -29,14 +29,8 @@ def run(*command, cwd=ROOT, status=0):
     """
     environment = {**os.environ, "PYTHONWARNINGS": "", "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = list(map(str, command))
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     return done.stderr if status else done.stdout
 
@@ -49,44 +43,35 @@ def wheel(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def make_environment(tmp_path_factory):
-    """A function that makes an environment which sees the packages of this one."""
-
-    def make():
-        folder = tmp_path_factory.mktemp("environment")
-        venv.create(folder, with_pip=False, symlinks=True)
-        (site,) = folder.glob("lib/python3*/site-packages")
-        (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        return folder / "bin"
-
-    return make
+@pytest.fixture
+def programs(tmp_path):
+    """The programs of a new environment, which sees the packages of this one."""
+    folder = tmp_path / "environment"
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin"
 
 
-def names(wheel):
+@pytest.fixture
+def working(tmp_path):
+    """An empty folder that is not the repository."""
+    folder = tmp_path / "working"
+    folder.mkdir()
+    return folder
+
+
+def test_the_wheel_carries_the_program_its_models_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        return {info.filename: info for info in archive.infolist()}
-
-
-def test_the_wheel_carries_the_program_and_its_models(wheel):
-    held = names(wheel)
+        held = {info.filename: info.file_size for info in archive.infolist()}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "captioning").rglob("*.py")}
-    assert {name for name in modules if "__pycache__" not in name} <= set(held)
-    for name in (
-        "train.py",
-        "test.py",
-        "data/encoders/efficientnet_lite2.safetensors",
-        "data/encoders/LICENSE",
-        "data/pretrained/captioner.safetensors",
-        "data/pretrained/captioner.tflite",
-    ):
-        assert held[f"captioning/shipped/{name}"].file_size == (ROOT / name).stat().st_size
-    assert "captioning/extras/study/report.html" in held
+    assert modules | {"captioning/extras/study/report.html"} <= set(held)
+    shipped = ["train.py", "test.py", "data/pretrained/captioner.safetensors"]
+    shipped += ["data/pretrained/captioner.tflite", "data/encoders/LICENSE"]
+    shipped += ["data/encoders/efficientnet_lite2.safetensors"]
+    for name in shipped:
+        assert held[f"captioning/shipped/{name}"] == (ROOT / name).stat().st_size
     assert wheel.stat().st_size < 65e6
-
-
-def test_the_wheel_puts_nothing_beside_the_package(wheel):
-    held = names(wheel)
     information = f"captioning-{captioning.__version__}.dist-info"
     assert {name.split("/")[0] for name in held} == {"captioning", information}
     assert f"{information}/licenses/LICENSE" in held
@@ -103,16 +88,16 @@ def test_the_wheel_says_what_it_needs(wheel):
 
 def test_the_requirements_are_those_that_are_tested():
     """What an installation may choose includes the versions that are pinned."""
-    pinned = {}
-    for file in ("requirements.txt", "requirements-dev.txt"):
-        for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
-            if not line.startswith("-"):
-                requirement = Requirement(line)
-                pinned[requirement.name] = next(iter(requirement.specifier)).version
+    lines = [
+        line
+        for file in ("requirements.txt", "requirements-dev.txt")
+        for line in (ROOT / file).read_text(encoding="utf-8").splitlines()
+    ]
+    pinned = [Requirement(line) for line in lines if not line.startswith("-")]
+    versions = {pin.name: next(iter(pin.specifier)).version for pin in pinned}
     extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
-    for line in [*PROJECT["dependencies"], *extras]:
-        requirement = Requirement(line)
-        assert requirement.specifier.contains(pinned[requirement.name]), line
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
+        assert requirement.specifier.contains(versions[requirement.name]), requirement
     train = PROJECT["optional-dependencies"]["train"]
     needed = {Requirement(line).name for line in [*PROJECT["dependencies"], *train]}
     listed = (ROOT / "requirements.txt").read_text(encoding="utf-8")
@@ -120,27 +105,25 @@ def test_the_requirements_are_those_that_are_tested():
     assert needed | notebooks == set(re.findall(r"^([\w-]+)==", listed, re.MULTILINE))
 
 
-def test_an_installation_captions_from_any_folder(wheel, make_environment, tmp_path):
-    programs = make_environment()
+def test_an_installation_captions_from_any_folder(wheel, programs, working):
     run(*PIP, "--python", programs / "python", "install", *OFFLINE, wheel)
     picture = ROOT / "images" / "cat.jpg"
-    out = run(programs / "caption", picture, cwd=tmp_path)
+    out = run(programs / "caption", picture, cwd=working)
     assert re.search(r"\w+( \w+){2,}", out)
-    usage = run(programs / "caption-train", "--help", cwd=tmp_path)
+    usage = run(programs / "caption-train", "--help", cwd=working)
     assert usage.startswith("usage: ")
-    told = run(programs / "python", "-m", "captioning", "--help", cwd=tmp_path)
+    told = run(programs / "python", "-m", "captioning", "--help", cwd=working)
     assert {"caption", "train", "web"} <= set(re.findall(r"^ +([a-z]+) ", told, re.MULTILINE))
-    told = run(programs / "python", "-m", "captioning", "photo.jpg", cwd=tmp_path, status=2)
+    told = run(programs / "python", "-m", "captioning", "photo.jpg", cwd=working, status=2)
     assert "photo.jpg" in told.strip().splitlines()[-1]
     place = "import captioning; print(captioning.__file__)"
-    assert str(ROOT) not in run(programs / "python", "-c", place, cwd=tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert str(ROOT) not in run(programs / "python", "-c", place, cwd=working)
+    assert not list(working.iterdir())
 
 
-def test_an_empty_environment_captions_without_tensorflow(wheel, tmp_path):
+def test_an_empty_environment_captions_without_tensorflow(wheel, tmp_path, working):
     venv.create(tmp_path / "empty", symlinks=True)
-    programs, working = tmp_path / "empty" / "bin", tmp_path / "working"
-    working.mkdir()
+    programs = tmp_path / "empty" / "bin"
     pip = [*PIP, "--python", programs / "python", "install", "--quiet"]
     probe = [*map(str, pip), "--dry-run", "--no-deps", "filelock"]
     if subprocess.run(probe, capture_output=True).returncode:
@@ -158,10 +141,9 @@ def test_an_empty_environment_captions_without_tensorflow(wheel, tmp_path):
         )
 
 
-def test_an_editable_installation_runs_the_repository(make_environment, tmp_path):
-    programs = make_environment()
+def test_an_editable_installation_runs_the_repository(programs, working):
     run(*PIP, "--python", programs / "python", "install", *OFFLINE, "--editable", ROOT)
     place = "import captioning.files as f; print(f.__file__, f.shipped('test.py'))"
-    found = run(programs / "python", "-c", place, cwd=tmp_path).split()
+    found = run(programs / "python", "-c", place, cwd=working).split()
     assert found == [str(ROOT / "captioning" / "files.py"), str(ROOT / "test.py")]
-    assert run(programs / "caption", "--help", cwd=tmp_path).startswith("usage: ")
+    assert run(programs / "caption", "--help", cwd=working).startswith("usage: ")
