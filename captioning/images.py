@@ -1,18 +1,14 @@
-"""Photographs: open, turn upright, resize.
+"""Photographs: open, turn upright, resize; the same for the feature cache and for captions."""
 
-One function serves the feature cache and single photographs, so their features agree.
-"""
-
-import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from captioning.errors import InputError, reason
 
@@ -25,17 +21,6 @@ PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # bytes of text or colour profile; 1
 # the resolution is not needed, and in some files no number: Pillow would not open them
 JpegImagePlugin.JpegImageFile._read_dpi_from_exif = lambda image: None
 warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd EXIF data
-
-ORIENTATION = 0x0112  # EXIF tag
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 END_OF_JPEG = b"\xff\xd9"
 
 
@@ -84,15 +69,15 @@ def list_images(places: Iterable[str | os.PathLike], recursive: bool = False) ->
 
 
 def _open(source: Photograph, enough: int) -> Image.Image:
-    """Open a photograph, upright, in RGB.
+    """Open a photograph, upright, in RGB; whatever Pillow raises becomes an InputError.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves `enough` pixels per side.
     """
-    if isinstance(source, np.ndarray):
-        source = _from_array(source)
     is_path = isinstance(source, str | os.PathLike)
     path = Path(source).expanduser() if is_path else "the picture"
-    with _damage_reported(path):
+    try:
+        if isinstance(source, np.ndarray):
+            source = _from_array(source)
         if isinstance(source, Image.Image):
             return _upright(source)
         if is_path and not path.is_file():  # opening a pipe would block
@@ -108,6 +93,17 @@ def _open(source: Photograph, enough: int) -> Image.Image:
                     raise
         file.seek(0)
         return _upright(_without_end_marker(file.read()))
+    except InputError:
+        raise
+    except PermissionError:
+        problem = "no permission to read it"
+    except UnidentifiedImageError:
+        problem = "not a picture in a format that Pillow reads"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError):
+        problem = f"too large; scale it down to at most {MAX_PIXELS:,} pixels"
+    except Exception as error:  # Pillow's readers raise many types
+        problem = f"damaged picture ({reason(error)})"
+    raise InputError(f"{path}: {problem}")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -116,14 +112,16 @@ def _upright(image: Image.Image) -> Image.Image:
         raise ValueError("it has no pixels")
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
-    turn = TURNS.get(image.getexif().get(ORIENTATION))
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
     if image.mode.startswith(("I", "F")):  # grey with 16 or 32 bits, which Pillow would clip
         image = _to_eight_bits(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     image = image.convert("RGB")
-    return image if turn is None else image.transpose(turn)
+    image.info = {}  # Pillow would write all EXIF data again, and fail if some is odd
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(image)
 
 
 def _without_end_marker(data: bytes) -> Image.Image:
@@ -147,25 +145,6 @@ def _from_array(array: np.ndarray) -> Image.Image:
             "3) in RGB without an alpha channel, or (height, width) in grey"
         )
     return Image.fromarray(array)
-
-
-@contextlib.contextmanager
-def _damage_reported(path: Path | str) -> Iterator[None]:
-    """Turn whatever Pillow raises over a picture into an InputError that names `path`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except PermissionError:
-        raise InputError(f"{path}: no permission to read it") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: not a picture in a format that Pillow reads") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError):
-        raise InputError(
-            f"{path}: too large; scale it down to at most {MAX_PIXELS:,} pixels"
-        ) from None
-    except Exception as error:  # Pillow's readers raise many types
-        raise InputError(f"{path}: damaged picture ({reason(error)})") from None
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
