@@ -23,26 +23,19 @@ INTERRUPTED = "stopped; all files that were written are complete: run the same c
 
 def main(arguments: list[str]) -> int | None:
     """Run the command that the arguments name."""
-    command = arguments[0] if arguments and arguments[0] in COMMANDS else None
-    if command == "train":
-        return _train(arguments[1:])
+    if arguments[:1] == ["train"]:  # a script, which parses its options before its slow imports
+        sys.argv, script = arguments, shipped("train.py")
+        return exec(compile(script.read_text("utf-8"), script, "exec"), {"__name__": "__main__"})
     parser = ArgumentParser(prog="python -m captioning", description="Caption photographs.")
     parser.add_argument("--version", action="version", version=captioning.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (package, text) in COMMANDS.items():
         subparser = commands.add_parser(name, help=text, description=text.capitalize())
-        if name == command:
+        if arguments[:1] == [name]:
             module = importlib.import_module(f"captioning.extras.{package}.{name}")
             module.add_arguments(subparser)
     options = parser.parse_args(arguments)
     return module.main(options)
-
-
-def _train(arguments: list[str]) -> None:
-    """Run train.py as a script, which parses its arguments before it imports TensorFlow."""
-    path = shipped("train.py")
-    sys.argv = ["train", *arguments]
-    exec(compile(path.read_text(encoding="utf-8"), path, "exec"), {"__name__": "__main__"})
 
 
 def installed() -> None:

@@ -45,7 +45,7 @@ class Caption:
             if END in (ids := [int(word) for word in ids]):
                 words = vocabulary.words_of(ids)
                 probabilities = np.exp(logs[: ids.index(END) + 1]).tolist()
-                captions.append(cls(vocabulary.join(words), tuple(words), tuple(probabilities)))
+                captions.append(cls(vocabulary.decode(ids), tuple(words), tuple(probabilities)))
         return replace(captions[0], alternatives=tuple(captions[1:]))
 
     @property

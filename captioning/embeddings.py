@@ -13,15 +13,15 @@ FOUND, SUBWORDS, RULE = "found", "from subwords", "by rule"
 
 @dataclass(frozen=True)
 class WordVectors:
-    """Vectors of words; `from_subwords` names those composed from parts of the word."""
+    """Vectors of words."""
 
     dimension: int
     vectors: dict[str, np.ndarray]  # word -> float32 (dimension,)
-    from_subwords: frozenset[str] = frozenset()
+    from_subwords: frozenset[str] = frozenset()  # those composed from parts of the word
 
 
 def training_epochs(captions: int) -> int:
-    """Return how many epochs FastText needs: 10, more for a small data set, fewer for a large."""
+    """How many epochs FastText needs: 10, more for a small data set, fewer for a large."""
     return max(round(100_000 / captions), min(10, max(3, round(1_500_000 / captions))))
 
 

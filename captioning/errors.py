@@ -10,17 +10,11 @@ from typing import NoReturn
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used: what came, what was expected, how to fix it.
-
-    Scripts print it in one or two lines and exit with status 2, without a traceback.
-    """
+    """What came, what was expected, how to fix it; scripts print it and exit with status 2."""
 
 
 def reason(error: Exception) -> str:
-    """A library's message in one line: its first, and the next if that one ends in a colon.
-
-    Of an error of the operating system, what was wrong, without the path.
-    """
+    """The first line of a library's message, and the next if it ends in a colon; no path."""
     text = getattr(error, "strerror", None) or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])

@@ -10,16 +10,12 @@ from captioning.files import replacing
 
 BLUE, ORANGE, GREEN, GREY = "#2f6db3", "#b8551a", "#2f7d43", "#8a8f98"
 INK, PALE = "#2b2f36", "#e4e7ec"
-
-# Fonts for the scripts that DejaVu Sans, which comes with Matplotlib, does not cover.
-FALLBACKS = (
+FALLBACKS = (  # fonts for scripts that Matplotlib's own, DejaVu Sans, does not cover
     *(f"Noto Sans CJK {region}" for region in ("SC", "JP", "KR", "TC")),
     *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
     *("WenQuanYi Zen Hei", "Unifont", "Noto Sans Devanagari", "Noto Sans Thai"),
 )
-
-# The panels of the training curves: title, unit, and the label of each column of the history.
-PANELS = (
+PANELS = (  # of training curves: title, unit, and the label of each column of the history
     ("Loss", "nats per word", {"train_loss": "train, with dropout", "dev_loss": "dev"}),
     ("CIDEr-D", "score × 100", {"dev_CIDEr-D": "dev, greedy", "reward": "reward, sampled (train)"}),
     ("BLEU-4, ROUGE-L", "score × 100", {"dev_BLEU-4": "BLEU-4", "dev_ROUGE-L": "ROUGE-L"}),

@@ -25,10 +25,7 @@ _PRINTABLE = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")  # no escape c
 
 
 def normalize(text: str) -> str:
-    """Give equal-looking texts equal spelling: composed accents (NFC), one kind of apostrophe.
-
-    Format characters (zero-width spaces and joiners, byte-order mark, soft hyphen) are removed.
-    """
+    """NFC, one kind of apostrophe, no format characters such as zero-width spaces."""
     visible = "".join(char for char in text if unicodedata.category(char) != "Cf")
     return unicodedata.normalize("NFC", visible).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
 
@@ -69,9 +66,9 @@ class Vocabulary:
     def from_captions(
         cls, token_lists: Iterable[Sequence[str]], min_count=5, max_size=None, tokenizer="words"
     ) -> "Vocabulary":
-        """Keep the words that occur at least `min_count` times in the tokens of all captions.
+        """Keep words that occur at least `min_count` times, at most `max_size` of them (None: all).
 
-        At most `max_size` are kept, specials not counted (None: all); ties go by spelling.
+        The tokens are those of each caption; of equally frequent words, the first by spelling stay.
         InputError if no word is that frequent.
         """
         token_lists = list(token_lists)
@@ -80,10 +77,8 @@ class Vocabulary:
         kept = sorted(frequent, key=lambda word: (-seen[word], word))[:max_size]
         captions = len(token_lists)
         if not kept:
-            raise InputError(
-                f"no word occurs {min_count} times in the {captions} training captions; "
-                "give more captions, or a smaller minimum_count, e.g. 1"
-            )
+            problem = f"no word occurs {min_count} times in the {captions} training captions"
+            raise InputError(f"{problem}; give more of them, or a smaller minimum_count, e.g. 1")
         counts = [seen[word] for word in kept]
         unknown = seen.total() - sum(counts)
         return cls([*SPECIALS, *kept], [0, captions, captions, unknown, *counts], tokenizer)
@@ -97,13 +92,9 @@ class Vocabulary:
         caption = itertools.takewhile(lambda index: index != END, ids)
         return [self.words[index] for index in caption if index not in (PAD, START)]
 
-    def join(self, words: Iterable[str]) -> str:
-        """Return the caption that has these words."""
-        return (" " if self.tokenizer == "words" else "").join(words)
-
     def decode(self, ids: Iterable[int]) -> str:
         """Return the caption of `ids` up to the first END."""
-        return self.join(self.words_of(ids))
+        return (" " if self.tokenizer == "words" else "").join(self.words_of(ids))
 
     def __len__(self) -> int:
         return len(self.words)
