@@ -1,8 +1,7 @@
 """Atomic files, a lock on a folder, JSON and tensors.
 
-Everything the project writes goes through :func:`replacing`: a temporary file in the same folder,
-flushed to disk, then renamed. A reader sees the old file or the new one, never a part of either,
-whenever the process dies.
+Everything is written by `replacing`: whenever the process dies, a reader sees the old file or the
+new one, never a part of either.
 """
 
 import contextlib
@@ -16,16 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from captioning.errors import InputError, log, reason
 
 HEADER = "captioning"  # the entry of a .safetensors file's metadata that holds our JSON
 TEMPORARY = re.compile(r"\..+\.captioning-\d+(\..+)?")  # names of temporary files
-# reading damaged tensors; AttributeError: of a type that NumPy lacks, such as float8
-DAMAGED = (OSError, AttributeError, TypeError, ValueError, RecursionError, SafetensorError)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, or the user's quota
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
 
 
 def shipped(name: str) -> Path:
@@ -44,40 +40,40 @@ def _temporary(path: Path) -> Path:
 def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
-    `size` is the number of bytes needed, for the message of a full disk: an InputError.
+    InputError if it cannot be written; `size`, in bytes, is for the message of a full disk.
     """
     path = Path(path)
     temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            _discard(temporary)  # before free space is measured
     except OSError as error:
-        _discard(temporary)  # before free space is measured
         raise write_error(path, error, size) from error
-    finally:
-        _discard(temporary)
 
 
-def _discard(*paths: Path) -> None:
-    for path in paths:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+def _discard(temporary: Path) -> None:
+    with contextlib.suppress(OSError):
+        temporary.unlink()
 
 
 def _discard_temporaries(folder: Path) -> None:
     """Remove the temporary files of killed runs."""
-    _discard(*(path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)))
+    for path in folder.iterdir():
+        if TEMPORARY.fullmatch(path.name):
+            _discard(path)
 
 
 def replace_together(files: dict[Path, bytes]) -> None:
     """Replace related files as a unit; the last one is the commit marker.
 
-    All are written under temporary names first, so a full disk leaves the old files as they were.
-    Then the old marker is removed, and the new files are renamed in order: a process that is
-    killed in between leaves no marker. The caller holds the lock.
+    All are written first, so a full disk changes nothing. Then the old marker is removed and the
+    new files are renamed: a killed process leaves no marker. The caller holds the lock.
     """
     size, marker = sum(map(len, files.values())), list(files)[-1]
     for folder in {path.parent for path in files if path.parent.exists()}:
@@ -90,10 +86,7 @@ def replace_together(files: dict[Path, bytes]) -> None:
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Hold `folder` for this process, and remove temporary files that a killed run left there.
-
-    The lock ends with the process. InputError if another run holds it, or it cannot be written.
-    """
+    """Hold `folder` while this process lives, and remove what a killed run left; or InputError."""
     import filelock  # brings asyncio, which captions do not need
 
     folder = Path(folder)
@@ -102,11 +95,10 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise InputError(
-            f"{folder}: in use by another run; wait for it, stop it, or choose another folder"
-        ) from None
+        remedy = "wait for it, stop it, or choose another folder"
+        raise InputError(f"{folder}: in use by another run; {remedy}") from None
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # network disks
             raise write_error(folder, error) from error
         log(f"{folder}: this file system has no locks; do not start a second run in it")
     try:
@@ -156,7 +148,7 @@ def json_bytes(value: object, indent: int | None = 1) -> bytes:
 
 
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 1) -> None:
-    """Write `value` to `path` as UTF-8 JSON, atomically."""
+    """Write `value` to `path` as `json_bytes`, atomically."""
     write_bytes(path, json_bytes(value, indent))
 
 
@@ -181,10 +173,7 @@ def tensor_bytes(tensors: dict[str, np.ndarray], header: dict) -> bytes:
 
 
 def read_tensors(path: str | os.PathLike, made_by: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """Read the header and the arrays of a `.safetensors` file, or raise InputError.
-
-    The format holds numbers and text alone, so the file may be untrusted.
-    """
+    """Read the header and the arrays of a `.safetensors` file, maybe untrusted; or InputError."""
     if not Path(path).is_file():
         kind = "a folder" if Path(path).is_dir() else "no such file"
         raise InputError(f"{path}: {kind}; {made_by} writes it")
@@ -192,9 +181,6 @@ def read_tensors(path: str | os.PathLike, made_by: str) -> tuple[dict, dict[str,
         with safe_open(path, framework="numpy") as file:
             header = dict(json.loads((file.metadata() or {})[HEADER]))
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except KeyError:
-        raise InputError(f"{path}: not written by {made_by}") from None
-    except DAMAGED as error:
-        raise InputError(
-            f"{path}: damaged, or not written by {made_by} ({reason(error)})"
-        ) from None
+    except Exception as error:  # safetensors raises many types
+        problem = f"damaged, or not written by {made_by} ({reason(error)})"
+        raise InputError(f"{path}: {problem}") from None

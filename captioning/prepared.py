@@ -8,8 +8,8 @@
       embeddings.npy, .json        float32 (words, dimension), and where the vectors came from
       features/<encoder>/          see captioning.features
 
-Ids mean nothing without their vocabulary: its fingerprint is stored with everything made from it
-and compared on reading, so files of two runs are never mixed.
+The vocabulary's fingerprint is stored with everything made from it and compared on reading, so
+files of two runs are never mixed.
 """
 
 import io
@@ -25,10 +25,9 @@ from tqdm.auto import tqdm
 
 from captioning import files
 from captioning.errors import InputError, reason
-from captioning.vocabulary import TOKENIZERS, Vocabulary
+from captioning.vocabulary import MADE_BY, TOKENIZERS, Vocabulary
 
 VERSION = 2
-MADE_BY = "caption_extraction.ipynb"
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,9 @@ class CaptionTokens:
 
 
 def write_captions(folder, dataset, vocabulary: Vocabulary, max_words: int, parameters: dict):
-    """Write the captions of a `CaptionDataset`; files of an earlier run are replaced.
+    """Write the captions of a `CaptionDataset`; files of an earlier run are replaced as a unit.
 
-    `max_words` is the longest caption to train on, `parameters` are those of the notebook. If the
-    process is killed or the disk is full, the folder is unchanged or counts as unfinished.
+    `max_words` is the longest caption to train on, `parameters` are those of the notebook.
     """
     folder = Path(folder).expanduser()
     image_folder = os.path.relpath(dataset.image_folder.resolve(), folder.resolve())
@@ -68,12 +66,13 @@ def write_captions(folder, dataset, vocabulary: Vocabulary, max_words: int, para
     }
     contents = {}
     for split, images in dataset.splits.items():
-        captions, tokens = _split_files(folder, split)
         records = ({"image": image, "captions": dataset.captions[image]} for image in images)
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        contents[captions] = text.encode(errors="backslashreplace")  # half of a surrogate pair
-        encoded = vars(_encode(images, dataset.captions, vocabulary))
-        contents[tokens] = files.tensor_bytes(encoded, {"vocabulary": vocabulary.fingerprint})
+        text = text.encode(errors="backslashreplace")  # half of a surrogate pair
+        tokens = vars(_encode(images, dataset.captions, vocabulary))
+        tokens = files.tensor_bytes(tokens, {"vocabulary": vocabulary.fingerprint})
+        contents |= {folder / f"captions/{split}.jsonl": text}
+        contents |= {folder / f"tokens/{split}.safetensors": tokens}
     contents[folder / "vocabulary.json"] = files.json_bytes(vocabulary.to_json(), indent=None)
     contents[folder / "prepared.json"] = files.json_bytes(description)
     with files.locked(folder):
@@ -92,10 +91,7 @@ def write_embeddings(folder: str | os.PathLike, embedding, source: str) -> None:
 
 
 class Prepared:
-    """A prepared folder, open for reading; each part is loaded and checked on first use.
-
-    InputError, here and for each part, if a file is missing, damaged or of another run.
-    """
+    """A prepared folder; InputError where a file is missing, damaged or of another run."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = folder = Path(folder).expanduser()
@@ -140,7 +136,7 @@ class Prepared:
 
     def tokens(self, split: str) -> CaptionTokens:
         """The captions of `split` as word ids."""
-        path = self._split_files(split)[1]
+        path = self._path(split, f"tokens/{split}.safetensors")
         header, tensors = files.read_tensors(path, MADE_BY)
         self._check_vocabulary(path, header.get("vocabulary"))
         if tensors.keys() != CaptionTokens.__annotations__.keys():
@@ -148,7 +144,7 @@ class Prepared:
         return CaptionTokens(**tensors)
 
     def _records(self, split: str) -> list[tuple[str, list[str]]]:
-        path = self._split_files(split)[0]
+        path = self._path(split, f"captions/{split}.jsonl")
         try:
             lines = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
             records = [(record["image"], record["captions"]) for record in lines]
@@ -158,10 +154,10 @@ class Prepared:
             raise _unusable(path, f"{len(records)} images, expected {self.splits[split]}")
         return records
 
-    def _split_files(self, split: str) -> tuple[Path, Path]:
+    def _path(self, split: str, name: str) -> Path:
         if split not in self.splits:
             raise InputError(f"{self.folder}: no split {split!r}; it has {', '.join(self.splits)}")
-        return _split_files(self.folder, split)
+        return self.folder / name
 
     def _check_vocabulary(self, path: Path, fingerprint: object) -> None:
         if fingerprint != self.description["vocabulary"]:
@@ -172,13 +168,7 @@ def _unusable(path: Path, problem: str) -> InputError:
     return InputError(f"{path}: cannot be used ({problem}); run {MADE_BY} again")
 
 
-def _split_files(folder: Path, split: str) -> tuple[Path, Path]:
-    """The files of the captions and of the tokens of a split."""
-    return folder / "captions" / f"{split}.jsonl", folder / "tokens" / f"{split}.safetensors"
-
-
 def _encode(images: list[str], captions: dict, vocabulary: Vocabulary) -> CaptionTokens:
-    """The captions of `images` as ids, in that order."""
     tokenize = TOKENIZERS[vocabulary.tokenizer]
     encoded, owners = [], []
     for index, image in enumerate(tqdm(images, desc="word ids", unit=" images")):
