@@ -27,34 +27,28 @@ END_OF_JPEG = b"\xff\xd9"
 def load_image(source: Photograph, size: int) -> np.ndarray:
     """Open a photograph, upright, squeezed to a square: uint8 (size, size, 3), RGB.
 
-    Where `size` exceeds SQUEEZE_SIZE, the photograph is squeezed to that first and then enlarged:
-    copies of a data set come at many resolutions, and a model must see the same in all of them.
-    Every format that Pillow reads is accepted; of an animation the first frame is used, and
-    transparent pixels are blended with white. InputError if it cannot be read.
+    A larger `size` than SQUEEZE_SIZE is enlarged from that: a model must see the same in copies of
+    a data set at any resolution. Of an animation the first frame is used; transparent pixels are
+    blended with white. InputError if Pillow cannot read it.
     """
     small = min(size, SQUEEZE_SIZE)
     image = _open(source, 2 * small)
     for side in sorted({small, size}):
-        image = _resized(image, (side, side))
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 
 def load_thumbnail(source: Photograph, side: int) -> np.ndarray:
     """Open a photograph for display: uint8 (height, width, 3), the larger of them `side`."""
     image = _open(source, side)
-    scale = side / max(image.size)
-    return np.asarray(_resized(image, tuple(max(1, round(scale * n)) for n in image.size)))
-
-
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    size = [max(1, round(side / max(image.size) * pixels)) for pixels in image.size]
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
 
 
 def list_images(places: Iterable[str | os.PathLike], recursive: bool = False) -> list[Path]:
-    """The files named, and the pictures in the folders named (and theirs), in that order.
+    """The files named and the pictures, unless hidden, in the folders named, in that order.
 
-    Hidden files and folders are left out. A folder without pictures is listed itself, for the
-    error that opening it gives.
+    A folder without pictures is listed itself, for the error that opening it gives.
     """
     suffixes, paths = set(Image.registered_extensions()), []
     for place in map(Path, places):
@@ -125,10 +119,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _without_end_marker(data: bytes) -> Image.Image:
-    """Decode a JPEG that lacks its end marker and nothing else.
-
-    The decoder fills missing pixels in silence. If none is missing, it ignores further bytes.
-    """
+    """Decode a JPEG that lacks nothing but its end marker: further bytes must change no pixel."""
     with Image.open(io.BytesIO(data + END_OF_JPEG)) as image:
         image.load()
     with Image.open(io.BytesIO(data + b"\x5a\xa5" * 500 + END_OF_JPEG)) as other:

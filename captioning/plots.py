@@ -22,18 +22,13 @@ PANELS = (  # of training curves: title, unit, and the label of each column of t
 )
 
 
-def font_families() -> list[str]:
-    """List the fonts for captions by priority: DejaVu Sans, then the installed fallbacks."""
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *(family for family in FALLBACKS if family in installed)]
-
-
 def use_style() -> None:
     """Draw all figures that follow in the project's style."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    plt.rc("font", family=["DejaVu Sans", *(font for font in FALLBACKS if font in installed)])
     plt.rc(("figure", "axes"), titlesize=11, titleweight="bold")
     plt.rc("figure", dpi=144)
     plt.rc("figure.constrained_layout", use=True)
-    plt.rc("font", family=font_families())
     plt.rc("text", color=INK, parse_math=False)  # a dollar sign does not start a formula
     plt.rc("axes", prop_cycle=plt.cycler(color=[BLUE, ORANGE, GREEN, GREY]), edgecolor=GREY)
     plt.rc("axes", titlelocation="left", labelcolor=INK, axisbelow=True, grid=True)
@@ -47,14 +42,9 @@ def save_figure(figure: plt.Figure, path: str | Path) -> None:
         figure.savefig(temporary, dpi="figure", format=Path(path).suffix[1:])
 
 
-def plot_history(history: list[dict], path: str | Path) -> None:
-    """Write the training curves, one row of `history` per epoch, to an image file."""
-    save_figure(history_figure(history, PANELS), path)
-
-
 @plt.rc_context()
-def history_figure(history: list[dict], panels: tuple[tuple[str, str, dict], ...]) -> plt.Figure:
-    """Draw training curves side by side; best epoch and self-critical epochs are marked."""
+def history_figure(history: list[dict], panels=PANELS) -> plt.Figure:
+    """Draw training curves, with the best and the self-critical epochs, from a row per epoch."""
     use_style()
     epochs = [row["epoch"] for row in history]
     critical = [row["epoch"] for row in history if row.get("reward") is not None]

@@ -17,7 +17,7 @@ import numpy as np
 from captioning.checkpoint import Checkpoint
 from captioning.errors import InputError, log
 from captioning.files import read_tensors, tensor_bytes, write_bytes
-from captioning.plots import plot_history
+from captioning.plots import history_figure, save_figure
 
 STATE_FILE, BEST_FILE = "resume.safetensors", "best.safetensors"
 
@@ -90,7 +90,7 @@ class Run:
         writer.writeheader()
         writer.writerows(self.history)
         write_bytes(self.folder / "history.csv", text.getvalue().encode())
-        plot_history(self.history, self.folder / "curves.png")
+        save_figure(history_figure(self.history), self.folder / "curves.png")
         tensors = {f"{n:04}": np.asarray(v) for n, v in enumerate(self.variables)}
         state = {"settings": self._settings, "history": self.history}
         write_bytes(self.folder / STATE_FILE, tensor_bytes(tensors, state))

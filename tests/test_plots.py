@@ -1,5 +1,6 @@
 """Figures: what is drawn where, and that it can be read."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib import font_manager
@@ -29,7 +30,7 @@ def test_curves_mark_the_best_epoch_and_the_self_critical_ones(epochs, tmp_path)
     assert ("self-critical" in labels) == ("reward, sampled (train)" in labels) == (epochs == 3)
     if epochs == 3:
         assert cider_d.patches[0].get_bbox().intervalx.tolist() == [2.5, 3.5]
-    plots.plot_history(HISTORY[:epochs], tmp_path / "curves.png")
+    plots.save_figure(plots.history_figure(HISTORY[:epochs]), tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as drawn:
         assert drawn.info["dpi"] == pytest.approx((144, 144), abs=0.1)
 
@@ -78,4 +79,6 @@ def test_letters_that_the_usual_font_lacks_come_from_an_installed_one(monkeypatc
     names = ("Arial", "Noto Sans CJK JP", "DejaVu Sans", "Unifont")
     fonts = [font_manager.FontEntry(name=name) for name in names]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
-    assert plots.font_families() == ["DejaVu Sans", "Noto Sans CJK JP", "Unifont"]
+    with plt.rc_context():
+        plots.use_style()
+        assert plt.rcParams["font.family"] == ["DejaVu Sans", "Noto Sans CJK JP", "Unifont"]
