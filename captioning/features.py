@@ -4,8 +4,8 @@
     pooled.npy     float32 (images, channels): the mean over the grid
     grid.npy       float16 (images, rows, columns, channels), if it was asked for
 
-A row without a digest is still to be encoded, so a run that was killed resumes. A later run keeps
-the rows whose digest is that of a file (of any name) and encodes the others.
+A run encodes the rows without a digest. A later one keeps those whose digest is that of a file (of
+any name), so a killed run resumes.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from captioning.encoders import Encoder, require_same_encoder
+from captioning.encoders import require_same_encoder
 from captioning.errors import InputError, log, reason
 from captioning.files import locked, read_json, replacing, write_json
 from captioning.images import load_image
@@ -29,7 +29,6 @@ VERSION = 3
 BATCH_SIZE = 8  # larger is not faster on a CPU
 SAVE_EVERY = 32  # batches; at most these are lost when the process is killed
 MADE_BY = "image_extraction.ipynb"
-MIRRORED = "-mirrored"
 
 
 @dataclass(frozen=True)
@@ -76,32 +75,26 @@ class FeatureCache:
         if array is None:
             remedy = f"run {MADE_BY} again with keep_grid = True"
             raise InputError(f"{self.folder}: has no grid, which attention needs; {remedy}")
-        _advise(array, rows)
-        return array[rows].reshape(len(rows), *feature_shape)
-
-
-def _advise(array: np.memmap, rows: np.ndarray) -> None:
-    """madvise(WILLNEED) on rows before reading them: random reads would read ahead megabytes."""
-    if hasattr(mmap, "MADV_WILLNEED"):
         size, start = array[0].nbytes, array.offset % mmap.ALLOCATIONGRANULARITY
-        for row in rows.tolist():
+        for row in rows.tolist() if hasattr(mmap, "MADV_WILLNEED") else ():
             begin = start + row % len(array) * size
             page = begin - begin % mmap.PAGESIZE
-            with contextlib.suppress(OSError):  # it is advice
+            with contextlib.suppress(OSError):  # advice: else each read would be of megabytes
                 array.base.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
+        return array[rows].reshape(len(rows), *feature_shape)
 
 
 def cache_folder(prepared: str | Path, encoder_name: str, mirrored: bool = False) -> Path:
     """Where the features of an encoder are in a prepared folder."""
     name = Path(encoder_name).stem if encoder_name.endswith(".keras") else encoder_name
-    return Path(prepared).expanduser() / "features" / (name + (MIRRORED if mirrored else ""))
+    return Path(prepared).expanduser() / "features" / (name + "-mirrored" * mirrored)
 
 
 def open_caches(data: str, encoder: str | None = None, mirrored: bool = True) -> list[FeatureCache]:
     """The cache of a prepared folder (of its only encoder if None), then any mirrored one."""
     place = Path(data, "features")
     found = sorted(path.parent.name for path in place.glob("*/index.json"))
-    names = [encoder] if encoder else [name for name in found if not name.endswith(MIRRORED)]
+    names = [encoder] if encoder else [name for name in found if not name.endswith("-mirrored")]
     if not names:
         merge = f"python -m captioning shards merge {place}/*"
         raise InputError(f"{place}: no features; run {MADE_BY}, or merge its shards:\n{merge}")
@@ -122,18 +115,12 @@ def picture_hash(pixels: np.ndarray) -> str:
 
 
 def extract_features(
-    folder: str | Path,
-    image_folder: str | Path,
-    images: Sequence[str],
-    encoder: Encoder,
-    mirrored: bool = False,
-    keep_grid: bool = True,
-    batch_size: int = BATCH_SIZE,
+    folder, image_folder, images, encoder, mirrored=False, keep_grid=True, batch_size=BATCH_SIZE
 ) -> FeatureCache:
-    """Encode the files `images`, one per row, into the cache `folder`; unchanged rows are kept.
+    """Encode the files `images` by an `Encoder` into the cache `folder`; unchanged rows are kept.
 
-    Unreadable images are recorded, and tried again by the next run. On Ctrl-C, completed rows are
-    saved. InputError if no image can be read, or the folder is in use, full, or another encoder's.
+    Unreadable images are recorded, and tried again by the next run. InputError if no image can be
+    read, or the folder is in use, full, or another encoder's.
     """
     folder, paths = Path(folder), [Path(image_folder, image) for image in images]
     with locked(folder):
@@ -169,8 +156,8 @@ def _keep_rows(folder: Path, paths: list[Path], index: dict, old: FeatureCache |
         kept = {row: row_of[d] for row, path in enumerate(paths) if (d := _digest(path)) in row_of}
     for row, source in kept.items():
         index["digests"][row], index["hashes"][row] = old.digests[source], old.hashes[source]
-    in_place = kept and old.images == index["images"]
-    if in_place and all(index["digests"][row] == old.digests[row] for row in kept):
+    same = old and old.images == index["images"]
+    if same and kept and all(index["digests"][row] == old.digests[row] for row in kept):
         write_json(folder / "index.json", index, indent=None)  # before other rows are overwritten
         return {name: np.load(folder / f"{name}.npy", "r+") for name in index["arrays"]}
     with new_arrays(folder, index) as arrays:
