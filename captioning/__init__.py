@@ -1,9 +1,4 @@
-"""Image captioning with a frozen CNN, FastText embeddings and a merge model.
-
-from captioning import Captioner
-captioner = Captioner.load()
-print(captioner.caption("photo.jpg"))
-"""
+"""Image captioning: `captioning.Captioner.load().caption("photo.jpg")`."""
 
 import os
 

@@ -112,7 +112,7 @@ class Prepared:
     def vocabulary(self) -> Vocabulary:
         """The vocabulary that gives the ids their meaning."""
         path = self.folder / "vocabulary.json"
-        vocabulary = Vocabulary.load(path)
+        vocabulary = Vocabulary.from_json(files.read_json(path, MADE_BY), path)
         self._check_vocabulary(path, vocabulary.fingerprint)
         return vocabulary
 

@@ -8,10 +8,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from captioning.errors import InputError
-from captioning.files import read_json
 
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")  # index = id; no tokenizer yields "<"
@@ -125,8 +123,3 @@ class Vocabulary:
         if not valid:
             raise InputError(f"{source}: not a valid vocabulary; write it again with {MADE_BY}")
         return cls(words, counts, tokenizer)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Vocabulary":
-        """Read the vocabulary of a prepared folder, or raise InputError."""
-        return cls.from_json(read_json(path, MADE_BY), path)
