@@ -7,6 +7,7 @@ person's score against the others shows what a metric counts as good.
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -26,7 +27,6 @@ PROTOCOL = (
     "split's references; all x 100"
 )
 SAME_PICTURE = 4  # bits of 64 by which the hashes of two copies of a picture differ at most
-LEAST_UNSEEN = 0.1  # of a split must not be among the training images
 TYPICAL_CANDIDATES, TYPICAL_IMAGES = 200, 1000  # of the search for the constant caption
 SIMILARITY_ROWS = 1024  # images compared with all training images at once
 
@@ -47,14 +47,9 @@ class Evaluation:
 
 
 def evaluate(
-    captioner: Captioner,
-    prepared: Prepared,
-    split: str,
-    cache: FeatureCache,
-    beam_width: int,
-    length_penalty: float,
+    captioner: Captioner, prepared: Prepared, split: str, cache: FeatureCache, *search: float
 ) -> Evaluation:
-    """Caption `split` and score the captions.
+    """Caption `split` and score the captions; `search` is beam width and length penalty.
 
     Images that the model was trained on are left out and reported, unless `split` is "train".
     InputError if the split or its features are missing, or of another encoder, or if nearly all
@@ -69,10 +64,12 @@ def evaluate(
             f"{cache.folder}: has no image of the {split} split; run {MADE_BY} again for this data"
         )
     images = _unseen(captioner.checkpoint.facts, cache, images, split)
-    captions = captioner.caption_cached(cache, images, beam_width, length_penalty)
+    captions = captioner.caption_cached(cache, images, *search)
     references = [all_references[image] for image in images]
     is_english = prepared.vocabulary.tokenizer == "words"
     scores = metrics.score(references, captions, with_meteor=is_english)
+    tokens, said = metrics.tokenized(references, captions)
+    cider_d = 100 * CiderD(tokens).scores(range(len(images)), said)
     training = prepared.references("train") if "train" in prepared.splits else []
     floor, baselines = "", {}
     if training:
@@ -90,7 +87,6 @@ def evaluate(
     rows = {name: metrics.score(references, texts) for name, texts in baselines.items()}
     if min(map(len, references)) > 1:
         rows["one person against the others"] = one_against_the_others(references)
-    cider_d = metrics.cider_d_per_image(references, captions)
     diversity = metrics.diversity(captions, itertools.chain.from_iterable(training))
     return Evaluation(split, images, captions, references, scores, cider_d, rows, floor, diversity)
 
@@ -107,16 +103,13 @@ def _unseen(facts: dict, cache: FeatureCache, images: list[str], split: str) -> 
     if split == "train":
         log(f"{counts} were trained on: no measure of quality")
         return images
-    if len(unseen) < LEAST_UNSEEN * len(images):
+    if len(unseen) < len(images) / 10:
         raise InputError(
             f"{counts} were in the model's training data; a score would measure memory. Use a "
             "model that was trained on these splits"
         )
     log(f"{counts} are left out: the model was trained on them")
     return unseen
-
-
-# --- baselines ------------------------------------------------------------------------------------
 
 
 def constant_caption(training_captions: Sequence[Sequence[str]]) -> str:
@@ -126,9 +119,8 @@ def constant_caption(training_captions: Sequence[Sequence[str]]) -> str:
     over 1,000 training images, evenly spaced.
     """
     captions = [[scoring_tokens(caption) for caption in image] for image in training_captions]
-    step = -(-len(captions) // TYPICAL_IMAGES)
-    images = range(len(captions[::step]))
-    scorer = CiderD(captions[::step], captions)
+    chosen = captions[:: math.ceil(len(captions) / TYPICAL_IMAGES)]
+    scorer, images = CiderD(chosen, captions), range(len(chosen))
     occurrences = Counter(tuple(caption) for image in captions for caption in image)
     candidates = [caption for caption, _ in occurrences.most_common(TYPICAL_CANDIDATES)]
     best = max(candidates, key=lambda words: scorer.scores(images, [words] * len(images)).mean())
@@ -163,10 +155,9 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 def shuffled(captions: Sequence[str], seed: int) -> list[str]:
     """Move captions to other images at random, so that none stays: along one random circle."""
     circle = np.random.default_rng(seed).permutation(len(captions))
-    moved = list(captions)
-    for image, predecessor in zip(circle, np.roll(circle, 1), strict=True):
-        moved[image] = captions[predecessor]
-    return moved
+    moved = np.array(captions, dtype=object)
+    moved[circle] = moved[np.roll(circle, 1)]
+    return moved.tolist()
 
 
 def one_against_the_others(references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -174,11 +165,8 @@ def one_against_the_others(references: Sequence[Sequence[str]]) -> dict[str, flo
 
     Every image needs at least two captions; as many are left out in turn as every image has.
     """
-    rounds = [
-        metrics.score(
-            [[*captions[:person], *captions[person + 1 :]] for captions in references],
-            [captions[person] for captions in references],
-        )
-        for person in range(min(map(len, references)))
-    ]
+    rounds = []
+    for person in range(min(map(len, references))):
+        others = [[*captions[:person], *captions[person + 1 :]] for captions in references]
+        rounds.append(metrics.score(others, [captions[person] for captions in references]))
     return {name: sum(scores[name] for scores in rounds) / len(rounds) for name in rounds[0]}

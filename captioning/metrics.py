@@ -19,15 +19,12 @@ from captioning.vocabulary import normalize
 Tokens = Sequence[Hashable]  # one caption: words, or word ids
 LONGEST_NGRAM = 4
 BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9  # added to matched and possible n-grams, as pycocoevalcap does
-ROUGE_BETA = 1.2  # weight of recall
-CIDER_SIGMA = 6.0  # words; width of the length penalty
 
 
 def scoring_tokens(caption: str) -> list[str]:
-    """Split a caption into the words that are scored: "A man's T-shirt." gives a, mans, tshirt.
+    """The words that are scored: lower case, without punctuation and symbols (Unicode P and S).
 
-    It is lower-cased, punctuation and symbols (Unicode categories P and S) are deleted, and the
-    rest is split at white space.
+    "A man's T-shirt." gives a, mans, tshirt.
     """
     text = normalize(caption.lower())
     return "".join(char for char in text if unicodedata.category(char)[0] not in "PS").split()
@@ -50,12 +47,6 @@ def score(references: Sequence[Sequence[str]], hypotheses: Sequence[str], with_m
         value = meteor(references, hypotheses)
         scores |= {} if value is None else {"METEOR": value}
     return {name: 100 * float(value) for name, value in scores.items()}
-
-
-def cider_d_per_image(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> np.ndarray:
-    """Return the CIDEr-D of each caption, times 100, shape (images,); arguments as for `score`."""
-    references, hypotheses = tokenized(references, hypotheses)
-    return 100 * CiderD(references).scores(range(len(references)), hypotheses)
 
 
 def tokenized(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> tuple[list, list]:
@@ -114,8 +105,8 @@ def bleu(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -
 def rouge_l(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> np.ndarray:
     """Return each image's ROUGE-L (Lin 2004), from 0 to 1, shape (images,).
 
-    It is the F-measure of the longest common subsequence. As in pycocoevalcap, the best precision
-    and the best recall are combined, even if they come from two references.
+    The F-measure of the longest common subsequence. As in pycocoevalcap, the best precision and
+    the best recall are combined, even if they come from two references.
     """
     scores = np.zeros(len(hypotheses))
     for image, (captions, hypothesis) in enumerate(zip(references, hypotheses, strict=True)):
@@ -123,7 +114,7 @@ def rouge_l(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]
         if any(common):
             precision = max(common) / len(hypothesis)
             recall = max(n / max(len(c), 1) for n, c in zip(common, captions, strict=True))
-            weight = ROUGE_BETA**2
+            weight = 1.2**2  # of the recall
             scores[image] = (1 + weight) * precision * recall / (recall + weight * precision)
     return scores
 
@@ -132,14 +123,10 @@ def _longest_common_subsequence(first: Tokens, second: Tokens) -> int:
     """Return the length of the longest token sequence that both contain in order, gaps allowed."""
     lengths = [0] * (len(second) + 1)  # [j]: for the tokens of `first` so far, and second[:j]
     for token in first:
-        diagonal = 0
-        for j, other in enumerate(second, start=1):
-            above = lengths[j]
-            if token == other:
-                lengths[j] = diagonal + 1
-            elif lengths[j - 1] > above:
-                lengths[j] = lengths[j - 1]
-            diagonal = above
+        before, lengths = lengths, [0]
+        for j, other in enumerate(second):
+            longest = before[j] + 1 if token == other else max(before[j + 1], lengths[j])
+            lengths.append(longest)
     return lengths[-1]
 
 
@@ -178,7 +165,7 @@ class CiderD:
                 occurrences[ngram] = self._shared.setdefault(pairs, pairs)
         return list(map(len, captions)), squared_norms, occurrences
 
-    def scores(self, images: Iterable[int], hypotheses: Sequence[Tokens]) -> np.ndarray:
+    def scores(self, images: Iterable[int], hypotheses: Iterable[Tokens]) -> np.ndarray:
         """Return the CIDEr-D (0 to 10) of hypotheses, each of an image given by its index."""
         return np.array(list(map(self._score, images, hypotheses)))
 
@@ -194,7 +181,7 @@ class CiderD:
                 products[reference][n] += (count if count < most else most) * most * weight
         total = 0.0
         for length, row, norms in zip(lengths, products, squared_norms, strict=True):
-            penalty = math.exp(-((len(hypothesis) - length) ** 2) / (2 * CIDER_SIGMA**2))
+            penalty = math.exp(-((len(hypothesis) - length) ** 2) / (2 * 6.0**2))  # 6 words wide
             pairs = zip(row, norms, own_norms, strict=True)
             total += penalty * sum(dot / math.sqrt(one * other) for dot, one, other in pairs if dot)
         return 10 * total / (LONGEST_NGRAM * len(lengths))
