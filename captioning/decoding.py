@@ -1,4 +1,4 @@
-"""From image features to captions: greedy decoding, sampling and beam search, in batches.
+"""From image features to captions: greedy decoding and beam search, in batches.
 
 Each search is one compiled graph: the image is encoded once, each word costs one step of the RNN,
 and images whose captions are finished leave the batch. A model needs three methods:
@@ -42,18 +42,11 @@ def _empty(images, width: int, max_words: int) -> Captions:
     return Captions(tf.zeros(shape, tf.int32), tf.zeros(shape))
 
 
-def _never(size: tf.Tensor, *words: int) -> tf.Tensor:
-    """Float32 (V,): added to log-probabilities (..., V), it makes `words` impossible."""
-    return IMPOSSIBLE * tf.reduce_sum(tf.one_hot(words, size), axis=0)
-
-
 def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Callable, extend):
     """Extend captions word by word until every image is finished, or `steps` times -> `found`.
 
-    `image` is what the model needs of each image, `found` what is searched for, `state` what else
-    is carried from word to word; all tensors are (I, ...), and images are independent. `is_open`
-    (found, state) -> bool (I,) tells which images are unfinished; further words must not change
-    a finished image's `found`. `extend` (t, image, found, state) -> found, state after word t.
+    All tensors are (I, ...). `is_open` (found, state) -> bool (I,): the images that are unfinished;
+    `extend` (t, image, found, state) -> found, state after word t.
     """
     first = tf.nest.flatten(found)[0]
     one_image = first.shape[0] == 1  # all shapes stay static, as XLA needs them
@@ -93,61 +86,33 @@ def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Calla
     return found if one_image else store(results, places, found)
 
 
-def _image_count(features: tf.Tensor) -> int | tf.Tensor:
-    """I of features (I, ...): a number if the graph is built for that many, else a tensor."""
-    return tf.shape(features)[0] if features.shape[0] is None else features.shape[0]
+def _start(model, features: tf.Tensor, width: int) -> tuple:
+    """Before the first word of `width` captions per image: I, words (I, W), state (I, W, ...)."""
+    images = features.shape[0] or tf.shape(features)[0]  # a number if the graph is for so many
+    state = model.initial_state(images * width)
+    state = [tf.reshape(part, (images, width, *part.shape[1:])) for part in state]
+    return images, tf.fill((images, width), START), state
 
 
 def _step(model, words: tf.Tensor, state: list[tf.Tensor], image) -> tuple:
-    """`model.step` with a state (I, W, ...): log-probabilities (I, W, V) and the new state."""
+    """`model.step` with a state (I, W, ...) and without the special tokens other than END."""
     by_row = [tf.reshape(part, (-1, *part.shape[2:])) for part in state]
     scores, by_row = model.step(words, by_row, image)
+    scores += IMPOSSIBLE * tf.reduce_sum(tf.one_hot((PAD, START, UNKNOWN), scores.shape[-1]), 0)
     shape = tf.shape(words)
     return scores, [tf.reshape(part, (shape[0], shape[1], *part.shape[1:])) for part in by_row]
 
 
-def _initial_state(model, images: int | tf.Tensor, width: int) -> list[tf.Tensor]:
-    """The model's state before the first word of `width` captions per image: (I, W, ...)."""
-    state = model.initial_state(images * width)
-    return [tf.reshape(part, (images, width, *part.shape[1:])) for part in state]
-
-
 def decode_greedily(model, features: tf.Tensor, max_words: int) -> Captions:
     """Take the most probable word at every step: one caption per image of features (I, ...)."""
-    return _decode(model, features, 1, max_words, lambda scores, t: tf.argmax(scores, axis=-1))
+    return decode(model, features, 1, max_words, lambda scores, t: tf.argmax(scores, axis=-1))
 
 
-def sample(
-    model,
-    features: tf.Tensor,
-    samples: int,
-    seed: tf.Tensor,
-    max_words: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-) -> Captions:
-    """Draw `samples` captions per image from the model's distribution.
+def decode(model, features: tf.Tensor, width: int, max_words: int, choose: Callable) -> Captions:
+    """Extend `width` captions per image of features (I, ...) by the words that `choose` picks.
 
-    A `temperature` below 1 prefers probable words. Only the most probable words, which have
-    `top_p` of the probability between them, are drawn (nucleus sampling, Holtzman et al. 2020).
+    `choose` takes log-probabilities (I, W, V) and the position t, and returns word ids (I, W).
     """
-
-    def draw(scores: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-        flat = tf.reshape(scores, (-1, tf.shape(scores)[-1])) / temperature
-        if top_p < 1:
-            ranked = tf.sort(tf.nn.softmax(flat), direction="DESCENDING")
-            kept = tf.cumsum(ranked, axis=-1, exclusive=True) < top_p
-            least = tf.reduce_min(tf.where(kept, ranked, 1.0), axis=-1, keepdims=True)
-            flat += IMPOSSIBLE * tf.cast(tf.nn.softmax(flat) < least, tf.float32)
-        drawn = tf.random.stateless_categorical(flat, 1, seed + tf.stack([t, 0]))
-        return tf.reshape(drawn, tf.shape(scores)[:2])
-
-    return _decode(model, features, samples, max_words, draw)
-
-
-def _decode(model, features, width: int, max_words: int, choose: Callable) -> Captions:
-    """Extend `width` captions per image, each word picked by `choose`."""
-    images = _image_count(features)
 
     def is_open(captions, state):
         words, _ = state
@@ -156,7 +121,6 @@ def _decode(model, features, width: int, max_words: int, choose: Callable) -> Ca
     def extend(t, image, captions, state):
         words, state = state
         scores, state = _step(model, words, state, image)
-        scores += _never(tf.shape(scores)[-1], PAD, START, UNKNOWN)
         chosen = tf.cast(choose(scores, t), tf.int32)
         chosen = tf.where(t == max_words, END, chosen)  # the longest caption ends here
         ended = (words == END) | (words == PAD)
@@ -164,28 +128,21 @@ def _decode(model, features, width: int, max_words: int, choose: Callable) -> Ca
         scores = tf.where(ended, 0.0, tf.gather(scores, chosen, batch_dims=2))
         return captions.append(t, words, scores), (words, state)
 
-    state = tf.fill((images, width), START), _initial_state(model, images, width)
-    captions = _empty(images, width, max_words)
-    image = model.encode_image(features)
-    return _search(max_words + 1, image, captions, state, is_open, extend)
+    images, *state = _start(model, features, width)
+    captions, image = _empty(images, width, max_words), model.encode_image(features)
+    return _search(max_words + 1, image, captions, tuple(state), is_open, extend)
 
 
 def beam_search(
-    model,
-    features: tf.Tensor,
-    beam_width: int,
-    length_penalty: float,
-    max_words: int,
-    n_best: int = 1,
+    model, features: tf.Tensor, width: int, length_penalty: float, max_words: int, n_best: int = 1
 ) -> Captions:
     """Search for the captions with the largest log-probability / length ** length_penalty.
 
-    The length counts END. `beam_width` unfinished captions are kept, and the best finished ones
-    apart from them, so a short caption does not displace a longer one before both are finished.
-    The search of an image ends when no unfinished caption can become better. `n_best` captions
-    per image of features (I, ...), the best first; all pads where the search found fewer.
+    The length counts END. `width` unfinished captions are kept, and the best finished ones apart
+    from them, so a short caption does not displace a longer one before both are finished. The
+    search of an image ends when no unfinished caption can become better. `n_best` captions per
+    image of features (I, ...), the best first; all pads where the search found fewer.
     """
-    images, width = _image_count(features), beam_width
 
     def is_open(found, state):
         # log-probabilities only fall, so an unfinished caption can at best keep its sum and be
@@ -196,8 +153,6 @@ def beam_search(
     def extend(t, image, found, state):
         (best, best_score), (alive, total, words, state) = found, state
         scores, state = _step(model, words, state, image)  # (I, W, V)
-        size = tf.shape(scores)[-1]
-
         ending = scores[:, :, END]
         ended = alive.append(t, tf.fill(tf.shape(words), END), ending)
         ended_score = (total + ending) / tf.cast(t + 1, tf.float32) ** length_penalty
@@ -206,8 +161,8 @@ def beam_search(
         both = Captions(*(tf.concat(parts, 1) for parts in zip(best, ended, strict=True)))
         best = both.take(place)
 
-        each = tf.minimum(width, size)  # the W best of all are among the W best of each
-        scores += _never(size, PAD, START, UNKNOWN, END)
+        each = min(width, scores.shape[-1])  # the W best of all are among the W best of each
+        scores += IMPOSSIBLE * tf.one_hot(END, scores.shape[-1])
         scores, words = tf.math.top_k(scores, each)  # (I, W, each)
         candidates = tf.reshape(total[:, :, None] + scores, (-1, width * each))
         total, place = tf.math.top_k(candidates, width)  # (I, W)
@@ -218,10 +173,9 @@ def beam_search(
         state = [tf.gather(part, beam, batch_dims=1) for part in state]
         return (best, best_score), (alive, total, words, state)
 
+    images, words, state = _start(model, features, width)
     found = _empty(images, n_best, max_words), tf.fill((images, n_best), IMPOSSIBLE)
     # all beams start equal: only the first may be extended, or they would stay copies
     total = tf.tile([[0.0] + [IMPOSSIBLE] * (width - 1)], (images, 1))
-    words = tf.fill((images, width), START)
-    alive = _empty(images, width, max_words)
-    state = alive, total, words, _initial_state(model, images, width)
+    state = _empty(images, width, max_words), total, words, state
     return _search(max_words + 1, model.encode_image(features), found, state, is_open, extend)[0]

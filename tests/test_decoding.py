@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from captioning.decoding import beam_search, decode_greedily, sample
+from captioning.decoding import beam_search, decode_greedily
+from captioning.extras.study.self_critical import sample
 from captioning.vocabulary import END, PAD, START, UNKNOWN
 
 WORDS = (4, 5, 6)

@@ -16,8 +16,8 @@ import tensorflow as tf
 from captioning.captioner import Captioner
 from captioning.captions import Caption
 from captioning.checkpoint import Checkpoint
-from captioning.decoding import sample
 from captioning.errors import InputError
+from captioning.extras.study.self_critical import sample
 from captioning.vocabulary import END, PAD, START, TOKENIZERS, UNKNOWN, Vocabulary
 
 MOST_REQUIRED = 8  # words; each doubles the number of beams
@@ -139,7 +139,7 @@ class ConstrainedCaptioner(Captioner):
 
 
 class SamplingCaptioner(Captioner):
-    """A captioner that draws its captions, see `captioning.decoding.sample`, as options say."""
+    """A captioner that draws its captions, see `sample`, as options say."""
 
     def __init__(self, checkpoint: Checkpoint, options):
         super().__init__(checkpoint, options.encoder)

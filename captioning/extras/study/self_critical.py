@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from captioning.config import Config
-from captioning.decoding import sample
+from captioning.decoding import IMPOSSIBLE, Captions, decode
 from captioning.metrics import CiderD
 from captioning.prepared import CaptionTokens
 from captioning.steps import Steps
@@ -21,6 +21,26 @@ from captioning.vocabulary import PAD, START
 
 SAMPLES = 5  # captions sampled per image
 CLIP_NORM = 1.0  # of the whole gradient
+
+
+def sample(model, features, samples, seed, max_words, temperature=1.0, top_p=1.0) -> Captions:
+    """Draw `samples` captions per image from the model's distribution.
+
+    A `temperature` below 1 prefers probable words. Only the most probable words, which have
+    `top_p` of the probability between them, are drawn (nucleus sampling, Holtzman et al. 2020).
+    """
+
+    def draw(scores: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
+        flat = tf.reshape(scores, (-1, tf.shape(scores)[-1])) / temperature
+        if top_p < 1:
+            ranked = tf.sort(tf.nn.softmax(flat), direction="DESCENDING")
+            kept = tf.cumsum(ranked, axis=-1, exclusive=True) < top_p
+            least = tf.reduce_min(tf.where(kept, ranked, 1.0), axis=-1, keepdims=True)
+            flat += IMPOSSIBLE * tf.cast(tf.nn.softmax(flat) < least, tf.float32)
+        drawn = tf.random.stateless_categorical(flat, 1, seed + tf.stack([t, 0]))
+        return tf.reshape(drawn, tf.shape(scores)[:2])
+
+    return decode(model, features, samples, max_words, draw)
 
 
 def self_critical(model, features, words, advantages, rewards):
