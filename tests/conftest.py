@@ -281,19 +281,11 @@ def browser(tmp_path_factory):
         pytest.skip("no browser: needs the programs chromium and chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for switch in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--use-fake-device-for-media-stream",
-        "--use-fake-ui-for-media-stream",
-    ):
-        options.add_argument(switch)
+    switches = "headless no-sandbox no-first-run disable-gpu disable-quic disable-sync"
+    switches += " disable-background-networking disable-component-update"
+    switches += " use-fake-device-for-media-stream use-fake-ui-for-media-stream"
+    for switch in switches.split():
+        options.add_argument(f"--{switch}")
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(executable_path=driver)

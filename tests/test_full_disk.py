@@ -9,8 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_features import PatchMeans, extract, picture
-from test_training import contents
+from test_features import PatchMeans, contents, extract, picture
 
 from captioning import features
 from captioning.checkpoint import Checkpoint

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_features import contents
 
 from captioning.batches import Split
 from captioning.captioner import Captioner
@@ -281,10 +282,6 @@ SETTINGS = ("--epochs", 3, "--self-critical-epochs", 1)
 def straight(train_tiny, tiny_prepared, tmp_path_factory):
     """A run of four epochs, the last of them self-critical."""
     return train_tiny(tiny_prepared, tmp_path_factory.mktemp("straight"), *SETTINGS)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 class Stopped(BaseException):
