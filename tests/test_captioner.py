@@ -10,12 +10,11 @@ from conftest import picture_hash
 from PIL import Image
 
 from captioning.captioner import DECODED_AT_ONCE, Captioner
-from captioning.checkpoint import Checkpoint
 from captioning.decoding import beam_search
 from captioning.encoders import load_encoder
 from captioning.errors import InputError
 from captioning.evaluation import evaluate
-from captioning.features import FeatureCache, cache_folder, open_caches
+from captioning.features import open_caches
 from captioning.metrics import scoring_tokens
 from captioning.prepared import Prepared
 from captioning.vocabulary import END, PAD, START, UNKNOWN
@@ -213,16 +212,6 @@ def test_pictures_that_could_not_be_read_are_left_out(captioner, tiny_prepared, 
         evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7)
 
 
-def test_features_of_another_encoder_are_refused(captioner, make_prepared, tiny_captions, tmp_path):
-    other = {**captioner.checkpoint.encoder, "name": "another", "fingerprint": "f" * 16}
-    make_prepared(tmp_path, tiny_captions, encoder=other)
-    cache = FeatureCache.open(cache_folder(tmp_path, "another"))
-    with pytest.raises(InputError) as error:
-        evaluate(captioner, Prepared(tmp_path), "dev", cache, 1, 0.7)
-    assert "another" in str(error.value)
-    assert "tiny.keras" in str(error.value)
-
-
 def test_an_encoder_file_may_have_moved(captioner, tiny_prepared, tmp_path):
     folder = shutil.copytree(tiny_prepared, tmp_path / "prepared")
     index = next(folder.glob("features/*/index.json"))
@@ -268,9 +257,3 @@ def number_pictures(folder, images):
     content = json.loads(index.read_text())
     content["hashes"] = [picture_hash(images.index(image)) for image in content["images"]]
     index.write_text(json.dumps(content))
-
-
-def test_the_vocabulary_travels_with_the_model(tiny_checkpoint, tiny_prepared):
-    loaded = Checkpoint.load(tiny_checkpoint)
-    assert loaded.vocabulary == Prepared(tiny_prepared).vocabulary
-    assert loaded.encoder["grid_shape"] == [2, 2, 8]
