@@ -64,11 +64,12 @@ def test_precision_may_be_chosen_on_loading(tmp_path):
 def test_the_file_works_in_another_folder_and_process(tiny_checkpoint, photographs, tmp_path):
     copy = shutil.copy(tiny_checkpoint, tmp_path / "copied.safetensors")
     command = [sys.executable, ROOT / "test.py", "--json", "--image", photographs[0], "--model"]
-    lines = [
-        subprocess.run([*command, path], capture_output=True, text=True, cwd=folder).stdout
+    found = [
+        json.loads(subprocess.run([*command, path], capture_output=True, cwd=folder).stdout)
         for path, folder in ((tiny_checkpoint, ROOT), (copy, tmp_path))
     ]
-    assert lines[0] == lines[1] != ""
+    assert [line.pop("model") for line in found] == [str(tiny_checkpoint), str(copy)]
+    assert found[0] == found[1]
 
 
 def edit(name, value):

@@ -68,11 +68,12 @@ class LightCaptioner(PhotoCaptioner):
         return np.concatenate([self._run["encode"](pixels=p[None])["features"] for p in pixels])
 
     def caption_features(
-        self, features: np.ndarray, beam_width: int, length_penalty=LENGTH_PENALTY, n_best=1
+        self, features: np.ndarray, beam_width=None, length_penalty=LENGTH_PENALTY, n_best=1
     ) -> list[Caption]:
         """Caption encoded images (images, *feature_shape), float16 or float32: one each."""
         if n_best > 1:
             raise InputError(f"{self.source}: has the best caption alone; use a checkpoint")
+        beam_width = beam_width or self.beam_widths[-1]
         if beam_width not in self.beam_widths:
             problem = f"has beam width {' and '.join(map(str, self.beam_widths))}, not {beam_width}"
             remedy = f"{EXPORT} CHECKPOINT OUT.tflite --beam-width {beam_width}"
