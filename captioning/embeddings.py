@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from captioning.vocabulary import PAD, SPECIALS, Vocabulary
-
-FOUND, SUBWORDS, RULE = "found", "from subwords", "by rule"
+from captioning.vocabulary import PAD, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,7 @@ class EmbeddingMatrix:
 
     vocabulary: Vocabulary
     matrix: np.ndarray  # float32 (len(vocabulary), dimension); row PAD is zero
-    origin: list[str]  # for each row FOUND, SUBWORDS or RULE
-
-    def coverage(self) -> dict[str, int]:
-        """Count the words, specials left out, by the origin of their vectors."""
-        return {kind: self.origin[len(SPECIALS) :].count(kind) for kind in (FOUND, SUBWORDS, RULE)}
+    coverage: dict[str, int]  # origin of vectors -> number of words, specials left out
 
 
 def embedding_matrix(vocabulary: Vocabulary, source: WordVectors, seed: int = 0) -> EmbeddingMatrix:
@@ -61,14 +55,14 @@ def embedding_matrix(vocabulary: Vocabulary, source: WordVectors, seed: int = 0)
     PAD is zero. Words without a vector, START, END and UNKNOWN are drawn from a normal distribution
     with the mean and standard deviation of the others, so that they look like any other word.
     """
-    known, origin = [], [RULE] * len(vocabulary)
-    for index, word in enumerate(vocabulary.words):
-        if word in vocabulary and word in source.vectors:
-            known.append(index)
-            origin[index] = SUBWORDS if word in source.from_subwords else FOUND
-    vectors = np.stack([source.vectors[vocabulary.words[index]] for index in known])
+    ids = {word: index for index, word in enumerate(vocabulary.words) if word in vocabulary}
+    known = [word for word in ids if word in source.vectors]
+    vectors = np.stack([source.vectors[word] for word in known])
     mean, deviation = vectors.mean(axis=0), vectors.std(axis=0)
     matrix = np.random.default_rng(seed).normal(mean, deviation, (len(vocabulary), len(mean)))
-    matrix[known] = vectors
+    matrix[[ids[word] for word in known]] = vectors
     matrix[PAD] = 0
-    return EmbeddingMatrix(vocabulary, matrix.astype(np.float32), origin)
+    composed = len(source.from_subwords.intersection(known))
+    coverage = {"found": len(known) - composed, "from subwords": composed}
+    coverage["by rule"] = len(ids) - len(known)
+    return EmbeddingMatrix(vocabulary, matrix.astype(np.float32), coverage)

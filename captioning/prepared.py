@@ -46,10 +46,7 @@ class CaptionTokens:
 
 
 def write_captions(folder, dataset, vocabulary: Vocabulary, max_words: int, parameters: dict):
-    """Write the captions of a `CaptionDataset`; files of an earlier run are replaced as a unit.
-
-    `max_words` is the longest caption to train on, `parameters` are those of the notebook.
-    """
+    """Write a `CaptionDataset`; `max_words`: the longest caption; `parameters`: of the notebook."""
     folder = Path(folder).expanduser()
     image_folder = os.path.relpath(dataset.image_folder.resolve(), folder.resolve())
     description = {
@@ -71,8 +68,8 @@ def write_captions(folder, dataset, vocabulary: Vocabulary, max_words: int, para
         text = text.encode(errors="backslashreplace")  # half of a surrogate pair
         tokens = vars(_encode(images, dataset.captions, vocabulary))
         tokens = files.tensor_bytes(tokens, {"vocabulary": vocabulary.fingerprint})
-        contents |= {folder / f"captions/{split}.jsonl": text}
-        contents |= {folder / f"tokens/{split}.safetensors": tokens}
+        contents[folder / f"captions/{split}.jsonl"] = text
+        contents[folder / f"tokens/{split}.safetensors"] = tokens
     contents[folder / "vocabulary.json"] = files.json_bytes(vocabulary.to_json(), indent=None)
     contents[folder / "prepared.json"] = files.json_bytes(description)
     with files.locked(folder):
@@ -84,7 +81,7 @@ def write_embeddings(folder: str | os.PathLike, embedding, source: str) -> None:
     path, matrix = Path(folder).expanduser() / "embeddings.npy", io.BytesIO()
     np.save(matrix, embedding.matrix)
     fingerprint = embedding.vocabulary.fingerprint
-    settings = {"source": source, "coverage": embedding.coverage(), "vocabulary": fingerprint}
+    settings = {"source": source, "coverage": embedding.coverage, "vocabulary": fingerprint}
     contents = {path: matrix.getvalue(), path.with_suffix(".json"): files.json_bytes(settings)}
     with files.locked(path.parent):
         files.replace_together(contents)
@@ -103,7 +100,6 @@ class Prepared:
             self.image_folder = (folder / self.description["image_folder"]).resolve()
             self.split_origin: str = self.description["split_origin"]
             self.splits: dict[str, int] = self.description["splits"]  # name -> images
-            self.tokenizer: str = self.description["tokenizer"]
             self.max_words: int = self.description["max_words"]
         except KeyError as error:
             raise _unusable(path, f"lacks {error}") from None

@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from captioning.errors import InputError
@@ -61,9 +61,7 @@ class Vocabulary:
         self._ids = {word: index for index, word in enumerate(self.words) if word not in SPECIALS}
 
     @classmethod
-    def from_captions(
-        cls, token_lists: Iterable[Sequence[str]], min_count=5, max_size=None, tokenizer="words"
-    ) -> "Vocabulary":
+    def from_captions(cls, token_lists, min_count=5, max_size=None, tokenizer="words"):
         """Keep words that occur at least `min_count` times, at most `max_size` of them (None: all).
 
         The tokens are those of each caption; of equally frequent words, the first by spelling stay.

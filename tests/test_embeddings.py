@@ -17,9 +17,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from captioning.embeddings import (
-    FOUND,
-    RULE,
-    SUBWORDS,
     WordVectors,
     embedding_matrix,
     train_fasttext,
@@ -229,8 +226,7 @@ def test_the_matrix_follows_the_vocabulary_and_fills_gaps_by_the_rule():
     assert by_rule.mean() == pytest.approx(3, abs=0.05)
     assert by_rule.std() == pytest.approx(0.1, rel=0.2)
     assert len(np.unique(by_rule, axis=0)) == 103
-    assert embedding.origin == [RULE] * 4 + [FOUND] * 300 + [SUBWORDS] * 100 + [RULE] * 100
-    assert embedding.coverage() == {FOUND: 300, SUBWORDS: 100, RULE: 100}
+    assert embedding.coverage == {"found": 300, "from subwords": 100, "by rule": 100}
     again = embedding_matrix(vocabulary(*words), source)
     np.testing.assert_array_equal(embedding.matrix, again.matrix)
 

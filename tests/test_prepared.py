@@ -51,7 +51,7 @@ def folder(tmp_path):
 def test_what_was_written_is_read(folder):
     prepared = Prepared(folder)
     assert (prepared.split_origin, prepared.splits) == ("drawn", {"train": 2, "dev": 1})
-    assert (prepared.tokenizer, prepared.max_words) == ("words", 30)
+    assert (prepared.vocabulary.tokenizer, prepared.max_words) == ("words", 30)
     assert prepared.description["summary"] == {"copies": 1}
     assert prepared.description["parameters"] == {"min_count": 1}
     assert prepared.vocabulary == vocabulary()
