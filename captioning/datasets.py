@@ -135,10 +135,9 @@ def read_dataset(folder: str | Path, *, seed: int = 0) -> CaptionDataset:
 
             captions, splits = match_names(captions, splits, image_folder, images, counts)
     if not captions.keys() & images:
-        raise InputError(
-            f"{paths[0]}: none of its captions belongs to an image in {image_folder}; it names"
-            f" {next(iter(captions))[:60]!r} etc., the images are {min(images)[:60]!r} etc."
-        )
+        problem = f"none of its captions belongs to an image in {image_folder}; it names"
+        names = f"{next(iter(captions))[:60]!r} etc., the images are {min(images)[:60]!r} etc."
+        raise InputError(f"{paths[0]}: {problem} {names}")
     missing = [image for image in captions if image not in images]
     if missing:
         what = f"caption rows whose image is missing (skipped), e.g. {missing[0][:60]!r}"
@@ -223,11 +222,7 @@ def _find_copies(folder: Path, images: list[str]) -> dict[str, str]:
 
 
 def split_by_image(images: Iterable[str], seed: int, copies: Mapping[str, str] = {}) -> Splits:
-    """Split images 80/10/10 into train, dev and test; of three or more, each gets at least one.
-
-    The order is that of a hash of seed and name: the same on every machine. An image in `copies`
-    goes to the split of the one that it maps to.
-    """
+    """Split images 80/10/10 by a hash of seed and name; `copies` go with what they map to."""
     drawn = set(images) - copies.keys()
     shuffled = sorted(drawn, key=lambda image: hashlib.sha256(f"{seed}:{image}".encode()).digest())
     held_out = max(1, len(shuffled) // 10) if len(shuffled) >= 3 else 0
