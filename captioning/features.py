@@ -119,8 +119,7 @@ def extract_features(
 ) -> FeatureCache:
     """Encode the files `images` by an `Encoder` into the cache `folder`; unchanged rows are kept.
 
-    Unreadable images are recorded, and tried again by the next run. InputError if no image can be
-    read, or the folder is in use, full, or another encoder's.
+    InputError if no image can be read, or the folder is in use, full, or another encoder's.
     """
     folder, paths = Path(folder), [Path(image_folder, image) for image in images]
     with locked(folder):

@@ -46,32 +46,29 @@ def load_thumbnail(source: Photograph, side: int) -> np.ndarray:
 
 
 def list_images(places: Iterable[str | os.PathLike], recursive: bool = False) -> list[Path]:
-    """The files named and the pictures, unless hidden, in the folders named, in that order.
-
-    A folder without pictures is listed itself, for the error that opening it gives.
-    """
+    """The files named and the pictures, unless hidden, in the folders named, in that order."""
     suffixes, paths = set(Image.registered_extensions()), []
     for place in map(Path, places):
-        if not os.path.isdir(place):  # noqa: PTH112 - unlike pathlib, takes names of any length
-            paths.append(place)
-            continue
-        found = sorted(place.rglob("*") if recursive else place.iterdir())
-        found = [path for path in found if path.suffix.lower() in suffixes and path.is_file()]
-        found = [path for path in found if "/." not in f"/{path.relative_to(place).as_posix()}"]
-        paths += found or [place]
+        found = []
+        if os.path.isdir(place):  # noqa: PTH112 - unlike pathlib, takes names of any length
+            found = sorted(place.rglob("*") if recursive else place.iterdir())
+            found = [path for path in found if path.suffix.lower() in suffixes and path.is_file()]
+            found = [path for path in found if "/." not in f"/{path.relative_to(place).as_posix()}"]
+        paths += found or [place]  # opening it is an error
     return paths
 
 
 def _open(source: Photograph, enough: int) -> Image.Image:
-    """Open a photograph, upright, in RGB; whatever Pillow raises becomes an InputError.
-
-    A JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves `enough` pixels per side.
-    """
+    """Open a photograph, upright, in RGB, a JPEG with at least `enough` pixels per side."""
     is_path = isinstance(source, str | os.PathLike)
     path = Path(source).expanduser() if is_path else "the picture"
     try:
         if isinstance(source, np.ndarray):
-            source = _from_array(source)
+            kind, is_colour = f"{source.dtype} {source.shape}", source.shape[2:] == (3,)
+            if source.dtype != np.uint8 or not (is_colour or source.ndim == 2) or not source.size:
+                shape = "(height, width, 3) in RGB without an alpha channel, or (height, width)"
+                raise InputError(f"an array of {kind}: expected a picture, uint8 {shape} in grey")
+            source = Image.fromarray(source)
         if isinstance(source, Image.Image):
             return _upright(source)
         if is_path and not path.is_file():  # opening a pipe would block
@@ -126,16 +123,6 @@ def _without_end_marker(data: bytes) -> Image.Image:
         if image.tobytes() != other.tobytes():
             raise OSError("image data is missing")
     return image
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    colour = array.ndim == 3 and array.shape[2] == 3
-    if array.dtype != np.uint8 or not (colour or array.ndim == 2) or 0 in array.shape:
-        raise InputError(
-            f"an array of {array.dtype} {array.shape}: expected a picture, uint8 (height, width, "
-            "3) in RGB without an alpha channel, or (height, width) in grey"
-        )
-    return Image.fromarray(array)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
