@@ -1,8 +1,4 @@
-"""CNNs by name: images to features.
-
-An encoder takes an RGB batch in 0..255, (batch, size, size, 3), and returns a grid of features,
-(batch, rows, columns, channels); its own preprocessing is inside.
-"""
+"""CNNs by name: images to features."""
 
 import contextlib
 import dataclasses
@@ -22,9 +18,6 @@ from captioning.files import read_tensors, shipped
 
 BUNDLED = "efficientnet_lite2"
 BUNDLED_FILE = shipped(f"data/encoders/{BUNDLED}.safetensors")
-BUNDLED_IMAGE_SIZE = 260  # what it was trained at
-FILE_IMAGE_SIZE = 224  # for a `.keras` file that leaves its input size open
-
 APPLICATIONS = {  # name -> module with its preprocessing, class, image size in keras.applications
     "resnet50": ("resnet", "ResNet50", 224),
     "resnet101": ("resnet", "ResNet101", 224),
@@ -39,15 +32,15 @@ APPLICATIONS = {  # name -> module with its preprocessing, class, image size in 
     "efficientnet_v2s": ("efficientnet_v2", "EfficientNetV2S", 384),
     "convnext_tiny": ("convnext", "ConvNeXtTiny", 224),
 }
+ENCODERS = (BUNDLED, *APPLICATIONS)  # known by name
 WEIGHT_SUFFIXES = (".h5", ".hdf5")  # of files with the weights of one of them
-DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A frozen CNN, and what identifies its features."""
+    """A frozen CNN that includes its preprocessing, and what identifies its features."""
 
-    name: str  # one of `encoder_names()`, or the path of a `.keras` file
+    name: str  # one of ENCODERS, or the path of a `.keras` file
     image_size: int  # height and width of its input, pixels
     grid_shape: tuple[int, int, int]  # rows, columns (1 and 1 if it pools), channels
     fingerprint: str  # first 16 hex digits of the SHA-256 of its weights
@@ -59,29 +52,23 @@ class Encoder:
         return {**facts, "grid_shape": list(self.grid_shape), "fingerprint": self.fingerprint}
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Images (batch, size, size, 3), 0..255 -> float32 (batch, rows, columns, channels)."""
+        """RGB (batch, size, size, 3), 0..255 -> float32 (batch, rows, columns, channels)."""
         grid = np.array(self._forward(images.astype(np.float32)), np.float32)
         return grid.reshape(len(images), *self.grid_shape)
 
     @functools.cached_property
     def _forward(self):
-        """The forward pass as one graph for all batch sizes."""
         import tensorflow as tf
 
         batch = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.float32)
         return tf.function(functools.partial(self.model, training=False), [batch], autograph=False)
 
 
-def encoder_names() -> list[str]:
-    """The encoders that are known by name, the bundled one first."""
-    return [BUNDLED, *APPLICATIONS]
-
-
 def encoder_label(description: dict) -> str:
     """One line about an encoder, from `Encoder.to_json`."""
     size, grid = description["image_size"], " x ".join(map(str, description["grid_shape"]))
-    weights = f"(weights {description['fingerprint']})"
-    return f"{description['name']} at {size} x {size} -> {grid} {weights}"
+    name, weights = description["name"], description["fingerprint"]
+    return f"{name} at {size} x {size} -> {grid} (weights {weights})"
 
 
 def require_same_encoder(source: object, recorded: dict, wanted: dict) -> None:
@@ -93,11 +80,12 @@ def require_same_encoder(source: object, recorded: dict, wanted: dict) -> None:
 
 
 def load_encoder(name: str, weights: str | None = None, image_size: int | None = None) -> Encoder:
-    """Load an encoder by name, or from the user's own `.keras` file (only of people you trust).
+    """Load an encoder by name, or from a `.keras` file (only of people you trust); or InputError.
 
-    `weights` is an `.h5` file for a keras.applications name, instead of the download; `image_size`
-    is for networks that leave it open. InputError if there is no such file, name or network.
+    `weights` is an `.h5` file instead of a download; `image_size` is for networks of any size.
     """
+    import keras
+
     name = str(name)
     if weights and name not in APPLICATIONS:
         raise InputError(f"{weights}: weights are for {', '.join(APPLICATIONS)}, not for {name}")
@@ -105,14 +93,18 @@ def load_encoder(name: str, weights: str | None = None, image_size: int | None =
         size = image_size or APPLICATIONS[name][2]
         model = _load_application(name, size, weights)
     elif name == BUNDLED:
-        model, size = _load_bundled(), image_size or BUNDLED_IMAGE_SIZE
+        header, tensors = read_tensors(BUNDLED_FILE, "data/encoders/convert.py")
+        model = keras.models.model_from_json(json.dumps(header["model"]))
+        for weight in model.weights:
+            weight.assign(tensors[weight.path])
+        size = image_size or 260  # what it was trained at
     elif Path(name).suffix == ".keras":
         from captioning.extras.data.own_encoder import load_file
 
         model = load_file(Path(name).expanduser())
-        size = image_size or model.input_shape[1] or FILE_IMAGE_SIZE
+        size = image_size or model.input_shape[1] or 224
     else:
-        expected = f"a .keras file or one of {', '.join(encoder_names())}"
+        expected = f"a .keras file or one of {', '.join(ENCODERS)}"
         raise InputError(f"{name}: not an encoder; expected {expected}")
     if (fixed := model.input_shape[1]) not in (None, size):
         raise InputError(f"{name}: takes {fixed} x {fixed} pixels, not {size} x {size}")
@@ -127,22 +119,12 @@ def load_encoder(name: str, weights: str | None = None, image_size: int | None =
     return Encoder(name, size, grid_shape, hashlib.sha256(weights).hexdigest()[:16], model)
 
 
-def _load_bundled():
-    import keras
-
-    header, tensors = read_tensors(BUNDLED_FILE, "data/encoders/convert.py")
-    model = keras.models.model_from_json(json.dumps(header["model"]))
-    for weight in model.weights:
-        weight.assign(tensors[weight.path])
-    return model
-
-
 def _load_application(name: str, size: int, weights: str | None):
     import keras
 
     module_name, class_name, _ = APPLICATIONS[name]
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    socket.setdefaulttimeout(20)  # seconds without a byte
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
             network = getattr(keras.applications, class_name)(

@@ -14,28 +14,22 @@ from captioning.errors import InputError
 def quiet_stderr() -> Iterator[None]:
     """Hide what native code writes to stderr; show it if the block raises."""
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as hidden:
-        stderr = os.dup(2)
+    with tempfile.TemporaryFile() as hidden, os.fdopen(os.dup(2), "wb") as stderr:
         os.dup2(hidden.fileno(), 2)
         try:
             yield
         except Exception:
             hidden.seek(0)
-            os.write(stderr, hidden.read())
+            stderr.write(hidden.read())
             raise
         finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+            os.dup2(stderr.fileno(), 2)
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow and Keras, which takes some seconds.
-
-    TensorFlow prints a dozen lines before its log level applies. Garbage collection would take a
-    fifth of the time and find nothing. InputError if Keras runs on another backend already.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    gc.disable()
+    """Import TensorFlow and Keras; InputError if Keras runs on another backend already."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # applies after a dozen lines
+    gc.disable()  # a fifth of the time, to find nothing
     try:
         with quiet_stderr():
             import keras
@@ -46,7 +40,5 @@ def import_tensorflow() -> None:
         gc.freeze()
         gc.enable()
     if (backend := keras.backend.backend()) != "tensorflow":
-        raise InputError(
-            f"Keras was imported with the backend {backend}, captioning needs tensorflow: "
-            "import captioning first, or set KERAS_BACKEND=tensorflow"
-        )
+        remedy = "import captioning first, or set KERAS_BACKEND=tensorflow"
+        raise InputError(f"Keras was imported with the backend {backend}; {remedy}")
