@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +21,6 @@ from safetensors import safe_open
 from captioning.errors import InputError, log, reason
 
 HEADER = "captioning"  # the entry of a .safetensors file's metadata that holds our JSON
-TEMPORARY = re.compile(r"\..+\.captioning-\d+(\..+)?")  # names of temporary files
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, or the user's quota
 
 
 def shipped(name: str) -> Path:
@@ -31,19 +30,11 @@ def shipped(name: str) -> Path:
     return installed if installed.exists() else package.parent / name
 
 
-def _temporary(path: Path) -> Path:
-    """Keeps the suffix, since libraries choose formats by it."""
-    return path.with_name(f".{path.stem}.captioning-{os.getpid()}{path.suffix}")
-
-
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
-
-    InputError if it cannot be written; `size`, in bytes, is for the message of a full disk.
-    """
-    path = Path(path)
-    temporary = _temporary(path)
+    """Yield a temporary path, renamed to `path` on success; InputError says if `size` bytes fit."""
+    path = Path(path)  # its suffix is kept: libraries choose formats by it
+    temporary = path.with_name(f".{path.stem}.captioning-{os.getpid()}{path.suffix}")
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,36 +43,27 @@ def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
-            _discard(temporary)  # before free space is measured
+            temporary.unlink(missing_ok=True)  # before free space is measured
     except OSError as error:
         raise write_error(path, error, size) from error
 
 
-def _discard(temporary: Path) -> None:
-    with contextlib.suppress(OSError):
-        temporary.unlink()
-
-
 def _discard_temporaries(folder: Path) -> None:
-    """Remove the temporary files of killed runs."""
     for path in folder.iterdir():
-        if TEMPORARY.fullmatch(path.name):
-            _discard(path)
+        if re.fullmatch(r"\..+\.captioning-\d+(\..+)?", path.name):  # of killed runs, see above
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def replace_together(files: dict[Path, bytes]) -> None:
-    """Replace related files as a unit; the last one is the commit marker.
-
-    All are written first, so a full disk changes nothing. Then the old marker is removed and the
-    new files are renamed: a killed process leaves no marker. The caller holds the lock.
-    """
+    """Replace related files as a unit, under a lock; the last one is the commit marker."""
     size, marker = sum(map(len, files.values())), list(files)[-1]
     for folder in {path.parent for path in files if path.parent.exists()}:
         _discard_temporaries(folder)
     with contextlib.ExitStack() as renamed:  # in the reverse of this order
         for path, data in reversed(files.items()):
-            renamed.enter_context(replacing(path, size)).write_bytes(data)
-        marker.unlink(missing_ok=True)
+            renamed.enter_context(replacing(path, size)).write_bytes(data)  # the disk may be full
+        marker.unlink(missing_ok=True)  # until the end, for a process that is killed
 
 
 @contextlib.contextmanager
@@ -112,19 +94,17 @@ def require_writable(path: str | os.PathLike) -> None:
     """Raise InputError unless the file `path` can be written; for a check before long work."""
     if Path(path).is_dir():
         raise InputError(f"{path}: is a folder; expected the name of a file")
-    temporary = _temporary(Path(path))
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=Path(path).parent).close()
     except OSError as error:
         raise write_error(path, error) from error
-    _discard(temporary)
 
 
 def write_error(path: str | os.PathLike, error: OSError, size: int | None = None) -> InputError:
     """The message for a file of `size` bytes that cannot be written."""
     remedy = "choose a folder you may write to"
-    if error.errno in FULL:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # the disk, or the user's quota
         remedy = "free some space (or raise the limit) and run the same command again"
         if size is not None:
             existing = next(folder for folder in Path(path).absolute().parents if folder.exists())
@@ -132,8 +112,7 @@ def write_error(path: str | os.PathLike, error: OSError, size: int | None = None
             remedy = f"{size / 1e6:,.2f} MB are needed, {free / 1e6:,.2f} MB are free; {remedy}"
     elif error.errno in (errno.EEXIST, errno.ENOTDIR):
         remedy = "it is a file where a folder is expected; choose another name"
-    refusal = os.strerror(error.errno) if error.errno else error  # libraries add paragraphs
-    return InputError(f"{path}: cannot be written ({refusal}); {remedy}")
+    return InputError(f"{path}: cannot be written ({reason(error)}); {remedy}")
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
