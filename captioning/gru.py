@@ -18,9 +18,6 @@ class GRU(keras.layers.GRU):
     the reset gate applied after the multiplication (`reset_after`).
     """
 
-    def __init__(self, units: int, **options):
-        super().__init__(units, return_sequences=True, return_state=True, **options)
-
     def call(self, sequences, initial_state=None, training=False):
         """Sequences (B, T, D) -> outputs (B, T, U) and the last state (B, U)."""
         dtype, units = self.compute_dtype, self.units

@@ -20,26 +20,16 @@ from captioning.vocabulary import PAD
 class MergeDecoder(keras.Model):
     """Word ids and image features -> a distribution over the next word after every prefix.
 
-    Args:
-        config: the hyper-parameters.
-        vocabulary_size: V, special tokens included.
-        feature_shape: (C,) for pooled features, (P, C) for a grid.
-        embedding_size: numbers in a word vector.
-        dtype: "float32"; "mixed_bfloat16" as `config` has it, if None.
+    `vocabulary_size` is V, special tokens included; `feature_shape` (C,) for pooled features, or
+    (P, C) for a grid; `dtype` "float32", or None to take that of `config`.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        vocabulary_size: int,
-        feature_shape: tuple[int, ...],
-        embedding_size: int,
-        dtype: str | None = None,
-    ):
+    def __init__(self, config: Config, vocabulary_size, feature_shape, embedding_size, dtype=None):
         dtype = dtype or ("mixed_bfloat16" if config.bfloat16 else "float32")
         super().__init__(name="merge_decoder", dtype=dtype)
         self.config, self.feature_shape = config, tuple(feature_shape)
         self.vocabulary_size = vocabulary_size
+        self.has_attention = config.attention == "grid"
 
         def dense(name, activation=None, width=config.units):
             return layers.Dense(width, activation=activation, dtype=dtype, name=name)
@@ -48,29 +38,20 @@ class MergeDecoder(keras.Model):
             return layers.Dropout(config.dropout, noise_shape, dtype=dtype, name=name)
 
         # the language side
-        self.embedding = layers.Embedding(
-            vocabulary_size,
-            embedding_size,
-            trainable=not config.freeze_embeddings,
-            dtype=dtype,
-            name="embedding",
-        )
+        sizes = (vocabulary_size, embedding_size)
+        self.embedding = layers.Embedding(*sizes, dtype=dtype, name="embedding")
+        self.embedding.trainable = not config.freeze_embeddings
         self.word_dropout = dropout("word_dropout")
-        if config.rnn == "gru":
-            self.rnn = GRU(config.units, dtype=dtype, name="rnn")
-        else:
-            self.rnn = layers.LSTM(
-                config.units, return_sequences=True, return_state=True, dtype=dtype, name="rnn"
-            )
+        rnn = {"gru": GRU, "lstm": layers.LSTM}[config.rnn]
+        both = {"return_sequences": True, "return_state": True}
+        self.rnn = rnn(config.units, **both, dtype=dtype, name="rnn")
         self.rnn_dropout = dropout("rnn_dropout")
 
         # the image side
-        self.has_attention = config.attention == "grid"
         self.image_norm = layers.LayerNormalization(dtype=dtype, name="image_norm")
         # a channel is dropped at every position: neighbours would reveal it
-        self.image_dropout = dropout(
-            "image_dropout", (None, 1, None) if self.has_attention else None
-        )
+        positions = (None, 1, None) if self.has_attention else None
+        self.image_dropout = dropout("image_dropout", positions)
         self.image_dense = dense("image_dense")
         if self.has_attention:
             self.grid_dense = dense("grid_dense", "relu")
@@ -87,29 +68,22 @@ class MergeDecoder(keras.Model):
         self.word_scores = dense("word_scores", width=vocabulary_size)
         self(ops.ones((1, 1, 2), "int32"), ops.zeros((1, *feature_shape)))  # creates the weights
 
-    # --- the image side: never sees a word -----------------------------------------------------
-
     def encode_image(self, features, training=False):
         """Prepare images (I, C) or (I, P, C) for `merge`: a tuple of tensors (I, ...)."""
-        features = ops.cast(features, self.compute_dtype)
+        features = self.image_norm(ops.cast(features, self.compute_dtype))
+        features = self.image_dropout(features, training=training)
         if not self.has_attention:
-            features = self.image_dropout(self.image_norm(features), training=training)
             return (self.image_dense(features),)  # (I, U)
-        grid = self.image_dropout(self.image_norm(features), training=training)
-        image = self.image_dense(ops.mean(grid, axis=1))  # (I, U)
-        grid = self.grid_dense(grid)  # (I, P, U)
+        image = self.image_dense(ops.mean(features, axis=1))  # (I, U)
+        grid = self.grid_dense(features)  # (I, P, U)
         keys = ops.swapaxes(self._split_heads(self.key(grid)), 2, 3)  # (I, heads, U / heads, P)
         return image, keys, self._split_heads(self.value(grid))
-
-    # --- the language side: never sees the image ------------------------------------------------
 
     def read_words(self, words, state=None, training=False):
         """Run the RNN over word ids (B, T) -> outputs (B, T, U), state (list of (B, U))."""
         vectors = self.word_dropout(self.embedding(words), training=training)
         outputs, *state = self.rnn(vectors, initial_state=state, training=training)
         return self.rnn_dropout(outputs, training=training), state
-
-    # --- the merge ------------------------------------------------------------------------------
 
     def merge(self, outputs, image, training=False):
         """Merge RNN outputs (I, N, U) with encoded images; N counts all prefixes of an image.
@@ -118,8 +92,8 @@ class MergeDecoder(keras.Model):
         weights (I, heads, N, P), or None.
         """
         attention, merged = None, self.word_dense(outputs)  # (I, N, U)
-        vector, is_sum = image[0][:, None], self.config.merge == "add"
-        if is_sum:
+        vector = image[0][:, None]
+        if self.config.merge == "add":
             merged = merged + vector
         if self.has_attention:
             _, keys, values = image
@@ -130,7 +104,7 @@ class MergeDecoder(keras.Model):
             context = ops.matmul(ops.cast(attention, values.dtype), values)
             context = ops.reshape(ops.swapaxes(context, 1, 2), ops.shape(outputs))  # (I, N, U)
             merged = merged + self.context_dense(self.gate(outputs) * context)
-        if not is_sum:
+        if self.config.merge == "concat":
             merged = ops.concatenate([merged, ops.broadcast_to(vector, ops.shape(merged))], -1)
         merged = self.merge_norm(ops.relu(merged))
         return self.merge_dropout(merged, training=training), attention
@@ -139,17 +113,12 @@ class MergeDecoder(keras.Model):
         """Activations (..., U) -> float32 logits (..., V)."""
         return ops.cast(self.word_scores(merged), "float32")
 
-    # --- one pass over whole captions, one step of decoding -------------------------------------
-
-    def read_captions(self, words, features, training=False):
-        """One pass over captions (I, K, T) from START -> activations after every prefix.
-
-        They are as of `merge`, N = K * T; those after a pad are meaningless.
-        """
+    def read_captions(self, words, image, state=None, training=False):
+        """Captions (I, K, T) -> activations of `merge` after their N = K * T prefixes, state."""
         images, captions, length = ops.shape(words)
-        outputs, _ = self.read_words(ops.reshape(words, (-1, length)), training=training)
+        outputs, state = self.read_words(ops.reshape(words, (-1, length)), state, training)
         outputs = ops.reshape(outputs, (images, captions * length, self.config.units))
-        return self.merge(outputs, self.encode_image(features, training), training)[0]
+        return self.merge(outputs, image, training)[0], state
 
     def target_logits(self, words, features, training=False):
         """Logits for every target word; pads are left out of the largest multiplication.
@@ -157,7 +126,8 @@ class MergeDecoder(keras.Model):
         Captions (I, K, T), START to END, then pads -> float32 logits (N, V) for the N targets
         that are not pads; the targets (N,); the caption of each (N,), from 0 to I * K - 1.
         """
-        merged = self.read_captions(words[:, :, :-1], features, training)
+        image = self.encode_image(features, training)
+        merged, _ = self.read_captions(words[:, :, :-1], image, training=training)
         merged = ops.reshape(merged, (-1, merged.shape[-1]))
         targets = ops.reshape(words[:, :, 1:], (-1,))
         (real,) = ops.nonzero(targets != PAD)
@@ -167,23 +137,22 @@ class MergeDecoder(keras.Model):
 
     def call(self, words, features, training=False):
         """Float32 logits (I, K, T, V) of the next word after every prefix."""
-        logits = self.score_words(self.read_captions(words, features, training))
-        return ops.reshape(logits, (*ops.shape(words), self.vocabulary_size))
+        image = self.encode_image(features, training)
+        merged, _ = self.read_captions(words, image, training=training)
+        return ops.reshape(self.score_words(merged), (*ops.shape(words), self.vocabulary_size))
 
     def step(self, words, state, image):
         """One decoding step: last words (I, B) -> log-probabilities of the next (I, B, V), state.
 
         The state is a list of (I * B, U), at first `initial_state`; `image` is of `encode_image`.
         """
-        outputs, state = self.read_words(ops.reshape(words, (-1, 1)), state)
-        outputs = ops.reshape(outputs, (*ops.shape(words), self.config.units))
-        merged, _ = self.merge(outputs, image)
+        merged, state = self.read_captions(words[:, :, None], image, state)
         return ops.log_softmax(self.score_words(merged)), state
 
     def initial_state(self, count):
         """The RNN's state before the first word: zeros, list of (count, U)."""
-        parts = 2 if self.config.rnn == "lstm" else 1
-        return [ops.zeros((count, self.config.units), self.compute_dtype) for _ in range(parts)]
+        zeros = ops.zeros((count, self.config.units), self.compute_dtype)
+        return [zeros, zeros] if self.config.rnn == "lstm" else [zeros]
 
     def _split_heads(self, x):
         """(I, N, U) -> (I, heads, N, U / heads)."""

@@ -12,7 +12,7 @@ BATCH, STEPS, SIZE, UNITS = 5, 7, 6, 8
 
 def pair(dtype="float32"):
     """The layer and a Keras layer with the same random weights, biases included."""
-    ours = GRU(UNITS, dtype=dtype)
+    ours = GRU(UNITS, return_sequences=True, return_state=True, dtype=dtype)
     theirs = keras.layers.GRU(UNITS, return_sequences=True, return_state=True, dtype=dtype)
     rng = np.random.default_rng(0)
     for layer in (ours, theirs):

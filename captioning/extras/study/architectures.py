@@ -12,26 +12,15 @@ from captioning.vocabulary import START
 class InjectDecoder(MergeDecoder):
     """What the three share: `read` takes words (B, T), a state and their images (B, ...)."""
 
-    def read_with_image(self, words, state, image, training=False):
-        """Captions (I, K, T), the state before them, images -> activations (I, K * T, U), state."""
+    def read_captions(self, words, image, state=None, training=False):
+        """As `MergeDecoder.read_captions`."""
         images, captions, length = ops.shape(words)
+        state = state or self.initial_state(images * captions)
         image = [ops.repeat(part, captions, axis=0) for part in image]
         outputs, state = self.read(ops.reshape(words, (-1, length)), state, image, training)
         outputs = ops.reshape(outputs, (images, captions * length, self.config.units))
         activations = self.merge_norm(ops.relu(self.word_dense(outputs)))
         return self.merge_dropout(activations, training=training), state
-
-    def read_captions(self, words, features, training=False):
-        """As `MergeDecoder.read_captions`."""
-        state = self.initial_state(ops.shape(words)[0] * ops.shape(words)[1])
-        return self.read_with_image(words, state, self.encode_image(features, training), training)[
-            0
-        ]
-
-    def step(self, words, state, image):
-        """As `MergeDecoder.step`."""
-        activations, state = self.read_with_image(words[:, :, None], state, image)
-        return ops.log_softmax(self.score_words(activations)), state
 
 
 class InitInjectDecoder(InjectDecoder):
