@@ -1,8 +1,8 @@
 """A checkpoint, ready to caption photographs and cached features."""
 
+import functools
 import os
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,8 @@ DECODED_AT_ONCE = 100  # images
 class Captioner(PhotoCaptioner):
     """A checkpoint, ready to caption.
 
-    Args:
-        checkpoint: the model with its vocabulary.
-        encoder: `.keras` file of the CNN, or an `.h5` file with the weights of the one that the
-            checkpoint names; None to load that one by its name.
+    `encoder` is a `.keras` file of the CNN, or an `.h5` file with the weights of the one that the
+    checkpoint names; None to load that one by its name.
     """
 
     def __init__(self, checkpoint: Checkpoint, encoder: str | os.PathLike | None = None):
@@ -38,7 +36,7 @@ class Captioner(PhotoCaptioner):
         self.has_attention = checkpoint.model.has_attention
         self.image_size = checkpoint.encoder["image_size"]
         self._encoder_name = encoder
-        self._searches = {}
+        self._search = functools.cache(self._compile_search)
 
     @classmethod
     def load(
@@ -49,7 +47,7 @@ class Captioner(PhotoCaptioner):
         captioner.source = str(path or PRETRAINED)
         return captioner
 
-    @cached_property
+    @functools.cached_property
     def encoder(self) -> Encoder:
         """The CNN that the model was trained with; InputError if that one cannot be loaded."""
         expected = self.checkpoint.encoder
@@ -65,7 +63,7 @@ class Captioner(PhotoCaptioner):
         return encoder
 
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
+        """As `PhotoCaptioner.encode`."""
         parts = [self.encoder.encode(np.array(part)) for part in batched(pixels, BATCH_SIZE)]
         grid = np.concatenate(parts)
         if len(self.model.feature_shape) == 1:
@@ -83,56 +81,39 @@ class Captioner(PhotoCaptioner):
         return [caption.text for caption in captions]
 
     def caption_features(
-        self,
-        features: np.ndarray,
-        beam_width: int = BEAM_WIDTH,
-        length_penalty: float = LENGTH_PENALTY,
-        n_best: int = 1,
+        self, features, beam_width=BEAM_WIDTH, length_penalty=LENGTH_PENALTY, n_best=1
     ) -> list[Caption]:
-        """Caption encoded images (images, *feature_shape), float16 or float32: one each."""
-        captions = []
-        for start in range(0, len(features), DECODED_AT_ONCE):
-            batch = features[start : start + DECODED_AT_ONCE]
-            found = self._search(beam_width, length_penalty, n_best, batch)(tf.constant(batch))
-            for ids, logs in zip(*(part.numpy() for part in found), strict=True):
-                captions.append(Caption.from_search(self.vocabulary, ids.tolist(), logs))
-        return captions
-
-    def _search(self, beam_width: int, length_penalty: float, n_best: int, batch: np.ndarray):
-        """The compiled search: features -> Captions.
-
-        A step for one image is so little work that launching its operations dominates; XLA fuses
-        them. Not in bfloat16, where XLA rounds elsewhere and the caption could change.
-        """
+        """As `PhotoCaptioner.caption_features`."""
         if min(beam_width, n_best) < 1 or not 0 <= length_penalty <= MAX_LENGTH_PENALTY:
             raise InputError(
                 f"beam_width = {beam_width}, n_best = {n_best}, length_penalty = {length_penalty}: "
                 f"expected numbers from 1 up and a penalty from 0 to {MAX_LENGTH_PENALTY:g}"
             )
-        is_one, width = len(batch) == 1, max(beam_width, n_best)
-        key = (int(width), float(length_penalty), int(n_best), batch.dtype, is_one)
-        if key not in self._searches:
-            max_words = self.model.config.max_words
+        options = (int(max(beam_width, n_best)), float(length_penalty), int(n_best))
+        batch = tf.constant(features)
+        found = self._search(*options, batch.dtype, is_one=len(batch) == 1)(batch)
+        each = zip(*(part.numpy() for part in found), strict=True)
+        return [Caption.from_search(self.vocabulary, ids.tolist(), logs) for ids, logs in each]
 
-            def search(features):
-                if width == 1:
-                    return decode_greedily(self.model, features, max_words)
-                return beam_search(self.model, features, *key[:2], max_words, key[2])
+    def _compile_search(self, width, length_penalty, n_best, dtype, is_one):
+        """The compiled search: features -> Captions.
 
-            shape = (1 if is_one else None, *self.model.feature_shape)
-            self._searches[key] = tf.function(
-                search,
-                input_signature=[tf.TensorSpec(shape, batch.dtype)],
-                autograph=False,
-                jit_compile=is_one and self.model.compute_dtype == "float32",
-            )
-        return self._searches[key]
+        A step for one image is so little work that launching its operations dominates; XLA fuses
+        them. Not in bfloat16, where XLA rounds elsewhere and the caption could change.
+        """
+        model, max_words = self.model, self.model.config.max_words
+        signature = [tf.TensorSpec((1 if is_one else None, *model.feature_shape), dtype)]
+        is_fused = is_one and model.compute_dtype == "float32"
+
+        def search(features):
+            if width == 1:
+                return decode_greedily(model, features, max_words)
+            return beam_search(model, features, width, length_penalty, max_words, n_best)
+
+        return tf.function(search, signature, autograph=False, jit_compile=is_fused)
 
     def attention(self, features: np.ndarray, captions: Sequence[str]) -> list[np.ndarray]:
-        """Where the model looked for each word of each caption, averaged over the heads.
-
-        Returns one array (words, rows, columns) per image; each map sums to 1.
-        """
+        """Where the model looked for each word: per image (words, rows, columns), maps sum to 1."""
         rows, columns, _ = self.checkpoint.encoder["grid_shape"]
         maps = []
         for feature, caption in zip(features, captions, strict=True):
@@ -141,6 +122,6 @@ class Captioner(PhotoCaptioner):
             outputs, _ = self.model.read_words(ids)
             image = self.model.encode_image(feature[None].astype(np.float32))
             _, weights = self.model.merge(outputs, image)  # (1, heads, words, P)
-            # the prediction after all words but the last chose the last
+            # mean over the heads; the prediction after all words but the last chose the last
             maps.append(np.mean(weights[0, :, :-1], axis=0).reshape(-1, rows, columns))
         return maps

@@ -4,8 +4,6 @@ import argparse
 import itertools
 import json
 import math
-import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,7 +20,6 @@ from captioning.vocabulary import END, Vocabulary
 LIGHT_SUFFIX = ".tflite"
 LIGHT = shipped("data/pretrained/captioner.tflite")
 OPENED_AT_ONCE = 32  # photographs
-SEARCH = ("beam_width", "length_penalty", "n_best")  # options of the command line
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,7 @@ class Caption:
 
     @classmethod
     def from_search(cls, vocabulary: Vocabulary, found, log_probabilities) -> "Caption":
-        """The first of one image's captions, with the others as alternatives.
-
-        Word ids up to END and their log-probabilities, both (N, L); a search may find fewer.
-        """
+        """The first of one image's captions: ids up to END and log-probabilities, both (N, L)."""
         captions = []
         for ids, logs in zip(found, log_probabilities, strict=True):
             if END in (ids := [int(word) for word in ids]):
@@ -75,37 +69,24 @@ class Caption:
         return "\n".join(f"{name}: {caption.text}" for caption in (self, *self.alternatives))
 
 
-class PhotoCaptioner(ABC):
-    """Captions photographs with an encoder and a search.
+class PhotoCaptioner:
+    """Captions photographs with an encoder and a search, which its subclasses have."""
 
-    Attributes:
-        source: the file that it was loaded from.
-        image_size: height and width that the encoder takes, pixels.
-        has_attention: whether the captioner can say where it looked.
-        beam_widths: those that it can search with; None for all.
-    """
+    source: str = ""  # the file that it was loaded from
+    image_size: int  # height and width that the encoder takes, pixels
+    has_attention: bool  # whether it can say where it looked
+    beam_widths: tuple[int, ...] | None = None  # those that it can search with; None for all
 
-    source: str = ""
-    image_size: int
-    has_attention: bool
-    beam_widths: tuple[int, ...] | None = None
-
-    @abstractmethod
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
 
-    @abstractmethod
     def caption_features(
-        self,
-        features: np.ndarray,
-        beam_width: int = BEAM_WIDTH,
-        length_penalty: float = LENGTH_PENALTY,
-        n_best: int = 1,
+        self, features, beam_width=BEAM_WIDTH, length_penalty=LENGTH_PENALTY, n_best=1
     ) -> list[Caption]:
-        """Caption encoded images (images, *feature_shape): one each, with n_best - 1 alternatives.
+        """Caption encoded images, float16 or float32 (images, *feature_shape): one each.
 
-        Beam search keeps `beam_width` unfinished captions, at least `n_best`; 1 is greedy
-        decoding. For the length penalty see `captioning.decoding.beam_search`.
+        It has `n_best` - 1 alternatives. Beam search keeps `beam_width` unfinished captions, at
+        least `n_best`; 1 is greedy decoding. For the length penalty see `beam_search`.
         """
 
     def caption(
@@ -116,17 +97,15 @@ class PhotoCaptioner(ABC):
         `search` are options of `caption_features`. With `n_best` each text is a list of up to so
         many, the best first.
         """
-
-        def texts(found: Caption) -> str | list[str]:
-            return found.text if n_best is None else [c.text for c in (found, *found.alternatives)]
-
+        if isinstance(images, Photograph):
+            return self.caption([images], n_best, **search)[0]
         found = self.describe(images, n_best=n_best or 1, **search)
-        return texts(found) if isinstance(found, Caption) else list(map(texts, found))
+        if n_best is None:
+            return [caption.text for caption in found]
+        return [[c.text for c in (caption, *caption.alternatives)] for caption in found]
 
-    def describe(
-        self, images: Photograph | Iterable[Photograph], **search
-    ) -> Caption | list[Caption]:
-        """As `caption`, with the probability of each word, and alternatives if `n_best` > 1."""
+    def describe(self, images: Photograph | Iterable[Photograph], **search):
+        """As `caption`, but Caption objects, with alternatives if `n_best` > 1."""
         if isinstance(images, Photograph):
             return self.describe([images], **search)[0]
         captions = []
@@ -136,10 +115,8 @@ class PhotoCaptioner(ABC):
             captions.append(found)
         return captions
 
-    def caption_each(
-        self, images: Iterable[Photograph], **search
-    ) -> Iterator[tuple[Photograph, Caption | InputError]]:
-        """Yield each photograph with its caption, or with the error if it cannot be read."""
+    def caption_each(self, images: Iterable[Photograph], **search) -> Iterator[tuple]:
+        """Yield pairs of a photograph and its Caption, or the InputError if it cannot be read."""
 
         def load(image: Photograph) -> np.ndarray | InputError:
             try:
@@ -148,9 +125,8 @@ class PhotoCaptioner(ABC):
                 return error
 
         for batch in read_ahead(load, images, OPENED_AT_ONCE):
-            pixels = [picture for _, picture in batch if isinstance(picture, np.ndarray)]
-            found = self.caption_features(self.encode(pixels), **search) if pixels else []
-            captions = iter(found)
+            pixels = [picture for _, picture in batch if not isinstance(picture, InputError)]
+            captions = iter(self.caption_features(self.encode(pixels), **search) if pixels else [])
             for image, picture in batch:
                 yield image, picture if isinstance(picture, InputError) else next(captions)
 
@@ -158,7 +134,8 @@ class PhotoCaptioner(ABC):
         self, paths: Iterable[Path], options: argparse.Namespace
     ) -> Iterator[tuple[Path, Caption]]:
         """Print the caption of each file, or its error to stderr; yield what was captioned."""
-        search = {name: getattr(options, name) for name in SEARCH}
+        names = ("beam_width", "length_penalty", "n_best")
+        search = {name: getattr(options, name) for name in names}
         for path, found in self.caption_each(paths, **search):
             if isinstance(found, InputError):
                 log(f"error: {found}")
@@ -179,11 +156,7 @@ def read_ahead(load: Callable, images: Iterable, size: int) -> Iterator[list[tup
                 yield [(image, future.result()) for image, future in ready]
 
 
-def load_captioner(
-    path: str | os.PathLike | None = None,
-    *others: str | os.PathLike,
-    encoder: str | os.PathLike | None = None,
-) -> PhotoCaptioner:
+def load_captioner(path=None, *others, encoder=None) -> PhotoCaptioner:
     """Load a `.tflite` file without TensorFlow, or a checkpoint (None: the shipped one) with it.
 
     Several checkpoints are an ensemble, see `captioning.extras.study.ensemble`. `encoder` is for

@@ -115,8 +115,7 @@ def decode(model, features: tf.Tensor, width: int, max_words: int, choose: Calla
     """
 
     def is_open(captions, state):
-        words, _ = state
-        return tf.reduce_any((words != END) & (words != PAD), axis=1)
+        return tf.reduce_any((state[0] != END) & (state[0] != PAD), axis=1)
 
     def extend(t, image, captions, state):
         words, state = state
