@@ -65,13 +65,11 @@ class Split:
         ]
         longest = np.array([self._lengths[group].max() for group in groups])
         order = np.argsort(longest + rng.uniform(-LENGTH_JITTER, LENGTH_JITTER, len(groups)))
-        batches, size = [[]], 0
-        for group in (groups[number] for number in order):
-            if size + len(group) > batch_size:
+        batches = [[]]
+        for number in order:
+            if sum(map(len, batches[-1])) + len(groups[number]) > batch_size:
                 batches.append([])
-                size = 0
-            batches[-1].append(group)
-            size += len(group)
+            batches[-1].append(groups[number])
         rng.shuffle(batches)
         return [self._batch(groups, rng) for groups in batches]
 

@@ -3,18 +3,17 @@
 import tensorflow as tf
 
 
-def cross_entropy(model, features, words, training: bool, label_smoothing: float = 0.0):
+def cross_entropy(model, features, words, training: bool, smoothing: float = 0.0):
     """Cross-entropy of the next word over all of `words` (I, K, T) that are not pads.
 
-    I images with features (I, C) or (I, P, C), K captions per image, T words, START to END, then
-    pads. Returns the summed loss with smoothed targets (Szegedy et al. 2016, "Rethinking the
-    Inception Architecture"), the summed negative log-likelihood in nats, and the word count: the
-    sums over the parts of a batch that several devices compute can be added up.
+    Shapes are those of `MergeDecoder`. Returns the summed loss with smoothed targets (Szegedy et
+    al. 2016, "Rethinking the Inception Architecture"), the summed negative log-likelihood in nats,
+    and the word count: sums, which can be added up over several devices.
     """
     logits, targets, _ = model.target_logits(words, features, training)
     normaliser = tf.reduce_logsumexp(logits, axis=-1)
     likelihood = tf.gather(logits, targets, batch_dims=1) - normaliser
     uniform = tf.reduce_mean(logits, axis=-1) - normaliser
-    smoothed = (1 - label_smoothing) * likelihood + label_smoothing * uniform
+    smoothed = (1 - smoothing) * likelihood + smoothing * uniform
     count = tf.cast(tf.size(targets), tf.float32)
     return -tf.reduce_sum(smoothed), -tf.reduce_sum(likelihood), count

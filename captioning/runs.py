@@ -1,11 +1,4 @@
-"""The folder of a training run: checkpoints, history, and the state that resumes it.
-
-epoch-NNN.safetensors   one self-contained checkpoint per epoch
-best.safetensors        a copy of the one with the highest CIDEr-D on dev
-history.csv             one row per epoch
-curves.png              the history, drawn
-resume.safetensors      weights and optimiser state after the last epoch; written last
-"""
+"""The folder of a training run, whose files the docstring of `train.py` describes."""
 
 import csv
 import dataclasses
@@ -54,10 +47,9 @@ class Run:
         theirs = state.get("settings", {})
         for name, ours in self._settings.items():
             if name != "epochs" and theirs.get(name) != ours:
-                raise InputError(
-                    f"{path}: the run has {name} = {theirs.get(name)}, asked for is {ours}; "
-                    "resume with the same settings, or start in another folder"
-                )
+                problem = f"the run has {name} = {theirs.get(name)}, asked for is {ours}"
+                remedy = "resume with the same settings, or start in another folder"
+                raise InputError(f"{path}: {problem}; {remedy}")
         for variable, value in zip(self.variables, tensors.values(), strict=True):
             variable.assign(value)
         self.history = state["history"]
@@ -67,22 +59,18 @@ class Run:
     def require_empty(self) -> None:
         """Raise InputError if the folder holds a run that a new one would mix with."""
         if any((self.folder / name).exists() for name in (STATE_FILE, BEST_FILE)):
-            raise InputError(
-                f"{self.folder}: holds a run already; add --resume to continue it, or choose "
-                "another --output"
-            )
+            remedy = "add --resume to continue it, or choose another --output"
+            raise InputError(f"{self.folder}: holds a run already; {remedy}")
 
     def save(self) -> None:
-        """Write all files after an epoch, the last of the history; the state comes last.
+        """Write all files after an epoch; the state comes last, as the commit marker.
 
-        Their bytes depend on data and settings alone, so an epoch that is repeated after a kill
-        writes the same files.
+        The same data and settings give the same bytes, also when an epoch is repeated.
         """
         row = self.history[-1]
         scores = {name[4:]: row[name] for name in row if name.startswith("dev_")}
         facts = {"epoch": row["epoch"], "dev scores, greedy": scores, "history": self.history}
-        facts = {**self._checkpoint.facts, **facts}
-        checkpoint = dataclasses.replace(self._checkpoint, facts=facts)
+        checkpoint = dataclasses.replace(self._checkpoint, facts=self._checkpoint.facts | facts)
         checkpoint.save(self._epoch_file(row["epoch"]))
         self._copy_best()
         text = io.StringIO()
@@ -99,5 +87,4 @@ class Run:
         return self.folder / f"epoch-{epoch:03}.safetensors"
 
     def _copy_best(self) -> None:
-        best = self._epoch_file(self.best_epoch)
-        write_bytes(self.folder / BEST_FILE, best.read_bytes())
+        write_bytes(self.folder / BEST_FILE, self._epoch_file(self.best_epoch).read_bytes())

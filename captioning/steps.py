@@ -12,7 +12,6 @@ from captioning.losses import cross_entropy
 from captioning.model import MergeDecoder
 
 CLIP_NORM = 5.0  # of the whole gradient
-SEED_STRIDE = 1_000_003  # between the dropout seeds of devices
 
 
 class OneDevice:
@@ -53,27 +52,19 @@ class Steps:
         dtype = tf.float16 if model.has_attention else tf.float32  # of the feature cache
         features = tf.TensorSpec((None, *model.feature_shape), dtype)
         self.signature = [features, tf.TensorSpec((None, None, None), tf.int32)]
-        smoothing = config.label_smoothing
-        loss = partial(cross_entropy, model, training=True, label_smoothing=smoothing)
+        loss = partial(cross_entropy, model, training=True, smoothing=config.label_smoothing)
         dev_loss = partial(cross_entropy, model, training=False)
         decode = partial(decode_greedily, model, max_words=config.max_words)
 
-        rate, decay = config.learning_rate, config.weight_decay
-        self.optimizer = self.make_optimizer(config.optimizer, rate, CLIP_NORM, decay)
+        kinds = {"adamw": keras.optimizers.AdamW, "adadelta": keras.optimizers.Adadelta}
+        options = {"weight_decay": config.weight_decay, "global_clipnorm": CLIP_NORM}
+        self.optimizer = kinds[config.optimizer](config.learning_rate, **options)
+        self.variables = list(model.weights)  # and the optimisers': all an epoch starts from
         self.train = self.gradient_step(self.optimizer, loss, self.signature)
-        self.variables = [*model.weights, *self.optimizer.variables]  # all an epoch starts from
         self._epoch = tf.Variable(0, trainable=False)
         self._seed = devices.run(self._seed_step, [])
         self.dev = OneDevice().run(dev_loss, self.signature)
         self.decode = OneDevice().run(decode, [features])
-
-    def make_optimizer(self, name: str, rate: float, clip_norm: float, weight_decay: float = 0.0):
-        """An optimiser of the model's weights, for `gradient_step`."""
-        kind = {"adamw": keras.optimizers.AdamW, "adadelta": keras.optimizers.Adadelta}[name]
-        optimizer = kind(rate, weight_decay=weight_decay, global_clipnorm=clip_norm)
-        optimizer.build(self._model.trainable_variables)
-        optimizer._all_reduce_sum_gradients = list  # summed already, before they are clipped
-        return optimizer
 
     def gradient_step(self, optimizer, loss, signature: list):
         """A step that lowers `loss`, which returns (summed loss, a figure to report, words).
@@ -82,6 +73,9 @@ class Steps:
         of words: the gradient of the mean loss of the whole batch.
         """
         weights = self._model.trainable_variables
+        optimizer.build(weights)
+        optimizer._all_reduce_sum_gradients = list  # summed already, before they are clipped
+        self.variables += optimizer.variables
 
         def update(count, *gradients):
             gradients = [gradient / count for gradient in gradients]
@@ -111,5 +105,5 @@ class Steps:
         layers = [x for x in self._model.layers if isinstance(x, keras.layers.Dropout) and x.rate]
         device = tf.distribute.get_replica_context().replica_id_in_sync_group
         for number, layer in enumerate(layers):
-            seeds = [self._config.seed + SEED_STRIDE * device, self._epoch * len(layers) + number]
-            layer.seed_generator.state.assign(tf.stack(seeds))
+            seed = self._config.seed + 1_000_003 * device
+            layer.seed_generator.state.assign([seed, self._epoch * len(layers) + number])

@@ -9,6 +9,7 @@ Shapes: I images, K captions per image, T words from START to END, then pads.
 
 from functools import partial
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -75,10 +76,10 @@ class SelfCritical:
             autograph=False,
         )
         figures = [tf.TensorSpec((None, None), tf.float32)] * 2
-        self.optimizer = steps.make_optimizer("adamw", config.self_critical_rate, CLIP_NORM)
+        rate = config.self_critical_rate
+        self.optimizer = keras.optimizers.AdamW(rate, weight_decay=0.0, global_clipnorm=CLIP_NORM)
         loss = partial(self_critical, model)
         self.train = steps.gradient_step(self.optimizer, loss, [*steps.signature, *figures])
-        steps.variables += self.optimizer.variables
 
     def draw(self, features: np.ndarray, images: np.ndarray, seed: np.ndarray):
         """Sample captions of `images` (I,), indices in the split, by `seed`.
