@@ -1,9 +1,7 @@
-"""A checkpoint: one `.safetensors` file that holds all that captioning needs.
+"""A checkpoint: one `.safetensors` file with all that captioning needs, on any machine.
 
-Hyper-parameters, vocabulary, the encoder's description and the facts of training are in the JSON
-header, the weights behind it: copied to another machine, the file works. The format holds numbers
-and text alone, so a checkpoint may come from anybody; its header is checked against its tensors
-before a model of those sizes is built.
+The format holds numbers and text alone, so the file may be untrusted: its header is checked
+against its tensors before a model of those sizes is built.
 """
 
 import os
@@ -20,9 +18,6 @@ from captioning.model import MergeDecoder, build_decoder
 from captioning.vocabulary import Vocabulary
 
 VERSION = 2
-MOST_POSITIONS = 10_000  # in a grid of features
-MOST_PIXELS = 4096  # width and height of what the encoder sees
-GATES = {"gru": 3, "lstm": 4}  # matrices in the kernel of an RNN
 MISFIT = "its tensors are not the weights of its configuration"
 
 
@@ -63,11 +58,10 @@ class Checkpoint:
             config = Config.from_json(header["config"])
             vocabulary = Vocabulary.from_json(header["vocabulary"])
             encoder, facts = dict(header["encoder"]), dict(header["facts"])
-            _check_descriptions(encoder, facts)
-            shape = feature_shape(encoder, config.attention)
             shapes = {name: tensor.shape for name, tensor in tensors.items()}
-            _check_sizes(config, len(vocabulary), encoder["grid_shape"], shapes)
             size = shapes["embedding/embeddings"][-1]
+            _check(config, encoder, facts, len(vocabulary), size, shapes)
+            shape = feature_shape(encoder, config.attention)
             model = build_decoder(config, len(vocabulary), shape, size, dtype)
             if shapes != {_name(weight): weight.shape for weight in model.weights}:
                 raise ValueError(MISFIT)
@@ -91,30 +85,23 @@ def _name(weight) -> str:
     return weight.path.partition("/")[2]
 
 
-def _check_descriptions(encoder: dict, facts: dict) -> None:
-    """Check what captioning and scoring read of the encoder's description and of the facts."""
-    name, size, fingerprint = encoder["name"], encoder["image_size"], encoder["fingerprint"]
-    is_text = isinstance(name, str) and isinstance(fingerprint, str) and name.isprintable()
-    if not is_text or type(size) is not int or not 0 < size <= MOST_PIXELS:
-        raise ValueError(f"its encoder is {encoder}")
+def _check(config: Config, encoder: dict, facts: dict, words: int, size: int, shapes: dict) -> None:
+    """Check what is read of the header, and that the model takes no more memory than the file."""
+    rows, columns, channels = encoder["grid_shape"]
+    numbers = (rows, columns, channels, encoder["image_size"], config.max_words)
+    are_sizes = all(type(number) is int and number > 0 for number in numbers)
+    are_texts = all(str.isprintable(encoder[key]) for key in ("name", "fingerprint"))
+    if not are_sizes or not are_texts or rows * columns > 10_000 or encoder["image_size"] > 4096:
+        raise ValueError(f"its encoder is {encoder}, its longest caption {config.max_words} words")
     if not all(re.fullmatch("[0-9a-f]{16}", hash_) for hash_ in facts.get("training pictures", [])):
         raise ValueError("its training pictures are not hashes")
-
-
-def _check_sizes(config: Config, words: int, grid: list[int], shapes: dict) -> None:
-    """Check what determines the size of the model: no more memory is taken than the file has."""
-    numbers = (*grid, config.max_words)
-    if not all(type(n) is int and n > 0 for n in numbers) or grid[0] * grid[1] > MOST_POSITIONS:
-        raise ValueError(f"a grid of {grid}, {config.max_words} words")
-    cell, units, size = f"rnn/{config.rnn}_cell", config.units, shapes["embedding/embeddings"][-1]
-    inputs = size + units if config.architecture == "par-inject" else size
-    merged = units if config.merge == "add" else 2 * units
+    cell, units, gates = f"rnn/{config.rnn}_cell", config.units, {"gru": 3, "lstm": 4}[config.rnn]
     expected = {
         "embedding/embeddings": (words, size),
-        f"{cell}/kernel": (inputs, GATES[config.rnn] * units),
-        f"{cell}/recurrent_kernel": (units, GATES[config.rnn] * units),
-        "image_dense/kernel": (grid[2], units),
-        "word_scores/kernel": (merged, words),
+        f"{cell}/kernel": (size + units * (config.architecture == "par-inject"), gates * units),
+        f"{cell}/recurrent_kernel": (units, gates * units),
+        "image_dense/kernel": (channels, units),
+        "word_scores/kernel": (units if config.merge == "add" else 2 * units, words),
     }
     if not expected.items() <= shapes.items():
         raise ValueError(MISFIT)
