@@ -1,7 +1,4 @@
-"""Every hyper-parameter, once: its default, its help text, and its command-line option.
-
-The command line of `train.py` is made from `Config`, and a checkpoint carries it.
-"""
+"""Every hyper-parameter, once; `train.py`'s options are made of them, a checkpoint has them."""
 
 import argparse
 import contextlib
@@ -46,42 +43,29 @@ class Config:
     epochs: int = option(20, "passes over the training captions", type=count)
     batch_size: int = option(128, "captions per step", type=count)
     attention: str = option(
-        "none",
-        "merge one pooled vector per image, or also attend to the grid of features",
-        choices=("none", "grid"),
+        "none", "what the model attends to beside pooled features", choices=("none", "grid")
     )
     architecture: str = option(
         "merge",
-        "where the image enters: after the RNN, or in one of three ways before it (Tanti et al. "
-        "2018)",
+        "where the image enters: after the RNN, or in one of three ways before it (Tanti 2018)",
         choices=("merge", "init-inject", "pre-inject", "par-inject"),
     )
-    merge: str = option(
-        "add", "how the merge model joins image and words", choices=("add", "concat")
-    )
+    merge: str = option("add", "how image and words are merged", choices=("add", "concat"))
     rnn: str = option("gru", "type of the RNN", choices=("gru", "lstm"))
     units: int = option(512, "width of the RNN and of the merged layer", type=count)
     heads: int = option(8, "attention heads; must divide --units", type=count)
-    dropout: float = option(
-        0.5, "rate for word vectors, RNN outputs, image features and merged layer", type=fraction
-    )
+    dropout: float = option(0.5, "rate at words, RNN outputs, image and merge", type=fraction)
     freeze_embeddings: bool = option(False, "do not fine-tune the word vectors")
     random_embeddings: bool = option(False, "start from random word vectors, not the prepared ones")
-    max_words: int = option(
-        0, "cut longer captions (0 = the limit in DATA/prepared.json)", type=number(int, 0, 1000)
-    )
+    max_words: int = option(0, "cut longer captions (0 = as prepared)", type=number(int, 0, 1000))
     optimizer: str = option("adamw", "algorithm of the updates", choices=("adamw", "adadelta"))
     learning_rate: float = option(
-        1e-3,
-        "peak; linear warm-up over one epoch, then cosine decay; constant for adadelta, e.g. 1",
-        type=positive,
+        1e-3, "peak, after one epoch of warm-up; adadelta: constant, e.g. 1", type=positive
     )
     weight_decay: float = option(0.0, "of the optimizer", type=fraction)
     label_smoothing: float = option(0.1, "of the target distribution", type=fraction)
     self_critical_epochs: int = option(
-        0,
-        "epochs after --epochs that maximise CIDEr-D of sampled captions (Rennie et al. 2017)",
-        type=count_or_zero,
+        0, "then epochs that maximise CIDEr-D of samples (Rennie et al. 2017)", type=count_or_zero
     )
     self_critical_rate: float = option(1e-5, "peak learning rate of those", type=positive)
     no_mirror: bool = option(False, "ignore the features of mirrored images")
