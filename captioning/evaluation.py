@@ -60,9 +60,8 @@ def evaluate(
     readable = set(cache.images) - cache.failed.keys()
     images = [image for image in all_references if image in readable]
     if not images:
-        raise InputError(
-            f"{cache.folder}: has no image of the {split} split; run {MADE_BY} again for this data"
-        )
+        problem = f"{cache.folder}: has no image of the {split} split"
+        raise InputError(f"{problem}; run {MADE_BY} again for this data")
     images = _unseen(captioner.checkpoint.facts, cache, images, split)
     captions = captioner.caption_cached(cache, images, *search)
     references = [all_references[image] for image in images]
@@ -104,19 +103,16 @@ def _unseen(facts: dict, cache: FeatureCache, images: list[str], split: str) -> 
         log(f"{counts} were trained on: no measure of quality")
         return images
     if len(unseen) < len(images) / 10:
-        raise InputError(
-            f"{counts} were in the model's training data; a score would measure memory. Use a "
-            "model that was trained on these splits"
-        )
+        problem = f"{counts} were in the model's training data; a score would measure memory"
+        raise InputError(f"{problem}. Use a model that was trained on these splits")
     log(f"{counts} are left out: the model was trained on them")
     return unseen
 
 
 def constant_caption(training_captions: Sequence[Sequence[str]]) -> str:
-    """The training caption that serves best for all images, as it is scored.
+    """Of the 200 most frequent captions the one with the highest mean CIDEr-D, as it is scored.
 
-    Of the 200 captions that occur most often word for word, the one with the highest mean CIDEr-D
-    over 1,000 training images, evenly spaced.
+    The mean is over 1,000 training images, evenly spaced.
     """
     captions = [[scoring_tokens(caption) for caption in image] for image in training_captions]
     chosen = captions[:: math.ceil(len(captions) / TYPICAL_IMAGES)]
@@ -130,11 +126,10 @@ def constant_caption(training_captions: Sequence[Sequence[str]]) -> str:
 def nearest_training_captions(
     train_features: np.ndarray, train_captions: Sequence[Sequence[str]], features: np.ndarray
 ) -> list[str]:
-    """Copy for each image a caption of the most similar training image (cosine similarity).
+    """Copy for each of m images a caption of the most similar training image (cosine similarity).
 
-    Pooled features (n, channels), the captions of each, pooled features (m, channels) -> m
-    captions. Of an image's captions the consensus is copied: the one with the highest CIDEr-D
-    against all of them.
+    Features are pooled, (n, channels) and (m, channels). Of the training image's captions the one
+    with the highest CIDEr-D against all of them is copied.
     """
     tokens = [[scoring_tokens(caption) for caption in image] for image in train_captions]
     scorer = CiderD(tokens)
@@ -161,10 +156,7 @@ def shuffled(captions: Sequence[str], seed: int) -> list[str]:
 
 
 def one_against_the_others(references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Score one person's captions against the others': the mean over leaving each one out.
-
-    Every image needs at least two captions; as many are left out in turn as every image has.
-    """
+    """The mean scores of leaving one caption of each image out and scoring it against the rest."""
     rounds = []
     for person in range(min(map(len, references))):
         others = [[*captions[:person], *captions[person + 1 :]] for captions in references]
