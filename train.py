@@ -140,9 +140,7 @@ def fit(options: argparse.Namespace, prepared: Prepared, devices) -> None:
     if board:
         board.add_word_vectors()
     if devices.is_chief:
-        best = run.folder / BEST_FILE
-        log(f"* best epoch: {run.best_epoch}, see {best}; curves: {run.folder / 'curves.png'}")
-        log(f"next: python test.py --split dev --data {options.data} --model {best} --beam-width 5")
+        print_end(run, options.data)
 
 
 def build_model(config: Config, prepared: Prepared, shape: tuple[int, ...]) -> MergeDecoder:
@@ -264,6 +262,13 @@ def print_settings(model: MergeDecoder, train: Split) -> None:
         log(f"{train.cut_count:,} captions are cut after {config.max_words} words")
     if (steps := math.ceil(train.caption_count / config.batch_size)) < FEW_STEPS:
         log(f"only {steps} steps per epoch; try a smaller --batch-size, e.g. 8")
+
+
+def print_end(run: Run, data: str) -> None:
+    """Where the results are, and how to score them."""
+    best = run.folder / BEST_FILE
+    log(f"* best epoch: {run.best_epoch}, see {best}; curves: {run.folder / 'curves.png'}")
+    log(f"next: python test.py --split dev --data {data} --model {best} --beam-width 5")
 
 
 def epoch_line(run: Run, epochs: int, minutes: float, sample: str) -> str:
