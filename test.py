@@ -54,7 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Do what the command line says; returns the exit status."""
     options = parse_arguments()
-    from captioning.captions import LIGHT_SUFFIX, load_captioner
+    from captioning import LIGHT_SUFFIX, load_captioner
     from captioning.files import require_writable
     from captioning.images import list_images
 

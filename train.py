@@ -54,9 +54,9 @@ from tqdm import tqdm
 
 from captioning import metrics
 from captioning.batches import Split
-from captioning.checkpoint import Checkpoint, feature_shape
+from captioning.checkpoint import Checkpoint, build_decoder, feature_shape
 from captioning.features import open_caches
-from captioning.model import MergeDecoder, build_decoder
+from captioning.model import MergeDecoder
 from captioning.prepared import Prepared
 from captioning.runs import BEST_FILE, Run
 from captioning.steps import OneDevice, Steps

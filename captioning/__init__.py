@@ -1,12 +1,38 @@
 """Image captioning: `captioning.Captioner.load().caption("photo.jpg")`."""
 
 import os
+from pathlib import Path
 
 from captioning.errors import InputError
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # before Keras is imported
 __version__ = "0.2.0"
-__all__ = ["Captioner", "InputError"]
+__all__ = ["Captioner", "InputError", "load_captioner"]
+LIGHT_SUFFIX = ".tflite"
+
+
+def load_captioner(path=None, *others, encoder=None):
+    """Load a `.tflite` file without TensorFlow, or a checkpoint (None: the shipped one) with it.
+
+    Several checkpoints are an ensemble, see `captioning.extras.study.ensemble`. `encoder` is for
+    checkpoints, see `captioning.captioner.Captioner`. InputError if a file cannot be used.
+    """
+    if path and Path(path).suffix == LIGHT_SUFFIX and not others:
+        if encoder:
+            raise InputError(f"{path}: has its own encoder; leave out --encoder")
+        from captioning.extras.serve.light import LightCaptioner
+
+        return LightCaptioner(path)
+    from captioning.startup import import_tensorflow
+
+    import_tensorflow()
+    if others:
+        from captioning.extras.study.ensemble import load_ensemble
+
+        return load_ensemble([path, *others], encoder)
+    from captioning.captioner import Captioner
+
+    return Captioner.load(path, encoder)
 
 
 def __getattr__(name: str) -> object:

@@ -17,7 +17,6 @@ from captioning.files import shipped
 from captioning.images import Photograph, load_image
 from captioning.vocabulary import END, Vocabulary
 
-LIGHT_SUFFIX = ".tflite"
 LIGHT = shipped("data/pretrained/captioner.tflite")
 OPENED_AT_ONCE = 32  # photographs
 
@@ -154,30 +153,6 @@ def read_ahead(load: Callable, images: Iterable, size: int) -> Iterator[list[tup
             ready, reading = reading, [(image, pool.submit(load, image)) for image in batch]
             if ready:
                 yield [(image, future.result()) for image, future in ready]
-
-
-def load_captioner(path=None, *others, encoder=None) -> PhotoCaptioner:
-    """Load a `.tflite` file without TensorFlow, or a checkpoint (None: the shipped one) with it.
-
-    Several checkpoints are an ensemble, see `captioning.extras.study.ensemble`. `encoder` is for
-    checkpoints, see `captioning.captioner.Captioner`. InputError if a file cannot be used.
-    """
-    if path and Path(path).suffix == LIGHT_SUFFIX and not others:
-        if encoder:
-            raise InputError(f"{path}: has its own encoder; leave out --encoder")
-        from captioning.extras.serve.light import LightCaptioner
-
-        return LightCaptioner(path)
-    from captioning.startup import import_tensorflow
-
-    import_tensorflow()
-    if others:
-        from captioning.extras.study.ensemble import load_ensemble
-
-        return load_ensemble([path, *others], encoder)
-    from captioning.captioner import Captioner
-
-    return Captioner.load(path, encoder)
 
 
 def batched(items: Iterable, size: int) -> Iterator[list]:

@@ -14,7 +14,7 @@ import numpy as np
 from captioning.config import Config
 from captioning.errors import InputError, reason
 from captioning.files import read_tensors, tensor_bytes, write_bytes
-from captioning.model import MergeDecoder, build_decoder
+from captioning.model import MergeDecoder
 from captioning.vocabulary import Vocabulary
 
 VERSION = 2
@@ -72,6 +72,15 @@ class Checkpoint:
         for weight in model.weights:
             weight.assign(tensors[_name(weight)])
         return cls(model, vocabulary, encoder, facts)
+
+
+def build_decoder(config: Config, *sizes, **options) -> MergeDecoder:
+    """The model of `config.architecture`; further arguments as those of `MergeDecoder`."""
+    if config.architecture == "merge":
+        return MergeDecoder(config, *sizes, **options)
+    from captioning.extras.study.architectures import ARCHITECTURES
+
+    return ARCHITECTURES[config.architecture](config, *sizes, **options)
 
 
 def feature_shape(encoder: dict, attention: str) -> tuple[int, ...]:

@@ -159,12 +159,3 @@ class MergeDecoder(keras.Model):
         images, length, units = ops.shape(x)
         x = ops.reshape(x, (images, length, self.config.heads, units // self.config.heads))
         return ops.swapaxes(x, 1, 2)
-
-
-def build_decoder(config: Config, *sizes, **options) -> MergeDecoder:
-    """The model of `config.architecture`; further arguments as those of `MergeDecoder`."""
-    if config.architecture == "merge":
-        return MergeDecoder(config, *sizes, **options)
-    from captioning.extras.study.architectures import ARCHITECTURES
-
-    return ARCHITECTURES[config.architecture](config, *sizes, **options)

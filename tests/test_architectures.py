@@ -7,13 +7,12 @@ import pytest
 import tensorflow as tf
 from conftest import ENCODER
 
-from captioning.checkpoint import Checkpoint
+from captioning.checkpoint import Checkpoint, build_decoder
 from captioning.config import Config
 from captioning.decoding import beam_search, decode_greedily
 from captioning.errors import InputError
 from captioning.files import read_tensors, tensor_bytes
 from captioning.losses import cross_entropy
-from captioning.model import build_decoder
 from captioning.vocabulary import END, PAD, SPECIALS, START, Vocabulary
 
 VOCABULARY = Vocabulary([*SPECIALS, *"abcde"], [0] * 9)

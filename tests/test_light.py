@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from captioning import load_captioner
 from captioning.__main__ import main
 from captioning.captioner import Captioner
-from captioning.captions import load_captioner
 from captioning.errors import InputError
 from captioning.extras.serve import web
 from captioning.extras.serve.light import LightCaptioner, read_information, write_light

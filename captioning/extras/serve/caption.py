@@ -6,8 +6,8 @@ whole folders where they are wanted. Without TensorFlow, unless an option needs 
 
 import argparse
 
-from captioning import config
-from captioning.captions import LIGHT, load_captioner
+from captioning import config, load_captioner
+from captioning.captions import LIGHT
 from captioning.errors import InputError, log
 from captioning.extras.serve.folders import Outputs, separate
 from captioning.images import list_images

@@ -8,13 +8,11 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from captioning.metrics import Tokens
-
 TIMEOUT_SECONDS = 600  # 1,000 images take about ten
 ENGLISH = {"a", "an", "and", "the", "with"}  # 23% of Flickr8k's words
 
 
-def meteor(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> float | None:
+def meteor(references: Sequence[Sequence[list]], hypotheses: Sequence[list]) -> float | None:
     """METEOR 1.5 for English (Denkowski and Lavie 2014), from 0 to 1; None if impossible."""
     words = [word for captions in references for caption in captions for word in caption]
     if sum(word in ENGLISH for word in words) < len(words) / 8:

@@ -31,7 +31,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from captioning.captions import LIGHT, Caption, PhotoCaptioner, load_captioner
+from captioning import load_captioner
+from captioning.captions import LIGHT, Caption, PhotoCaptioner
 from captioning.config import BEAM_WIDTH, number
 from captioning.errors import InputError, log
 from captioning.files import shipped
