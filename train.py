@@ -260,7 +260,8 @@ def print_settings(model: MergeDecoder, train: Split) -> None:
     )
     if train.cut_count:
         log(f"{train.cut_count:,} captions are cut after {config.max_words} words")
-    if (steps := math.ceil(train.caption_count / config.batch_size)) < FEW_STEPS:
+    steps = math.ceil(train.caption_count / config.batch_size)
+    if steps < FEW_STEPS and config.batch_size > 8:
         log(f"only {steps} steps per epoch; try a smaller --batch-size, e.g. 8")
 
 

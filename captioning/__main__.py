@@ -6,7 +6,6 @@ from pathlib import Path
 
 import captioning
 from captioning.errors import ArgumentParser, run
-from captioning.files import shipped
 
 COMMANDS = {  # name -> package in extras, help
     "caption": ("serve", "caption photographs, or folders of them"),
@@ -24,6 +23,8 @@ INTERRUPTED = "stopped; all files that were written are complete: run the same c
 def main(arguments: list[str]) -> int | None:
     """Run the command that the arguments name."""
     if arguments[:1] == ["train"]:  # a script, which parses its options before its slow imports
+        from captioning.files import shipped
+
         sys.argv, script = arguments, shipped("train.py")
         return exec(compile(script.read_text("utf-8"), script, "exec"), {"__name__": "__main__"})
     parser = ArgumentParser(prog="python -m captioning", description="Caption photographs.")

@@ -20,14 +20,20 @@ class WordVectors:
 
 def training_epochs(captions: int) -> int:
     """How many epochs FastText needs: 10, more for a small data set, fewer for a large."""
-    return max(round(100_000 / captions), min(10, max(3, round(1_500_000 / captions))))
+    small, large = min(100, round(100_000 / captions)), max(3, round(1_500_000 / captions))
+    return max(small, min(10, large))
 
 
 class _Watched(list):
-    """Captions with a progress bar for each pass over them."""
+    """Captions that count the passes over them on a progress bar."""
+
+    def __init__(self, captions, bar: tqdm):
+        super().__init__(captions)
+        self._bar = bar
 
     def __iter__(self):
-        return iter(tqdm(super().__iter__(), "FastText", len(self), leave=False, unit=" captions"))
+        self._bar.update()
+        return super().__iter__()
 
 
 def train_fasttext(token_lists: Sequence[Sequence[str]], dimension=200, epochs=10, seed=0):
@@ -36,7 +42,8 @@ def train_fasttext(token_lists: Sequence[Sequence[str]], dimension=200, epochs=1
 
     options = {"sg": 1, "min_count": 1, "bucket": 100_000}  # captions have few subwords: 30,000
     options |= {"vector_size": dimension, "epochs": epochs, "seed": seed, "workers": 1}
-    vectors = FastText(_Watched(token_lists), **options).wv
+    with tqdm(desc="FastText", total=epochs + 1, unit=" passes", leave=False) as bar:
+        vectors = FastText(_Watched(token_lists, bar), **options).wv
     return WordVectors(dimension, {word: vectors[word] for word in vectors.index_to_key})
 
 

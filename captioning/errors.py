@@ -55,7 +55,8 @@ def run(main: Callable[[], int | None], interrupted: str) -> NoReturn:
     except ModuleNotFoundError as error:
         if error.name.partition(".")[0] == "captioning":
             raise
-        log(f'error: {error.name} is not installed; pip install "captioning[train]"')
+        remedy = '. .venv/bin/activate, or pip install ".[train]"'
+        log(f"error: {error.name} is not installed in this environment; {remedy}")
         status = 2
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # as in `| head`

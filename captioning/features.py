@@ -62,7 +62,7 @@ class FeatureCache:
         row_of = {image: row for row, image in enumerate(self.images)}
         if missing := [image for image in images if image not in row_of]:
             lacks = f"{len(missing)} images are not in it, such as {missing[0]}"
-            raise InputError(f"{self.folder}: {lacks}; run {MADE_BY} again for this data set")
+            raise InputError(f"{self.folder}: {lacks}; run both notebooks again for this data set")
         return np.array([-1 if name in self.failed else row_of[name] for name in images], np.int64)
 
     def pictures(self, images: Sequence[str]) -> list[str]:
