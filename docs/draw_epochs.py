@@ -1,13 +1,12 @@
 """Draw how captions change during training: docs/epochs.jpg.
 
-    python docs/draw_epochs.py weights images/dog-on-grass.jpg images/mariachi-band.jpg
+    PYTHONPATH=. python docs/draw_epochs.py weights images/dog-on-grass.jpg images/mariachi-band.jpg
 
 captions the photographs with the checkpoints of a run after epochs 1, 5, 10 and at the end
 (beam width 5). A minute.
 """
 
 import argparse
-import textwrap
 from pathlib import Path
 
 from captioning import Captioner
@@ -15,7 +14,7 @@ from captioning.extras.study.sheets import save_captioned
 from captioning.images import load_thumbnail
 
 EPOCHS = (1, 5, 10)
-SIDE, WRAP = 480, 44  # pixels; characters
+SIDE = 480  # pixels
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
     for epoch in sorted({*EPOCHS, last}):
         captioner = Captioner.load(options.weights / f"epoch-{epoch:03}.safetensors")
         for caption, texts in zip(captioner.caption(options.photographs), lines, strict=True):
-            texts.append(textwrap.fill(f"{epoch}: {caption}", WRAP))
+            texts.append(f"{epoch}: {caption}")
     pictures = [load_thumbnail(path, SIDE) for path in options.photographs]
     save_captioned(options.output, pictures, ["\n".join(texts) for texts in lines])
 

@@ -33,7 +33,8 @@ def captioned_sheet(pictures: list[np.ndarray], captions: list[str]) -> plt.Figu
         left, bottom, lines = gap, top + height, 1
         for i in members:
             right = left + height * shapes[i]
-            text = textwrap.fill(captions[i], max(1, int((right - left) * 72 / size / 0.52)))
+            width = max(1, int((right - left) * 72 / size / 0.52))
+            text = "\n".join(textwrap.fill(line, width) for line in captions[i].split("\n"))
             axes.imshow(pictures[i], extent=(left, right, bottom, top), aspect="auto")
             axes.text((left + right) / 2, bottom + gap / 2, text, size=size, ha="center", va="top")
             left, lines = right + gap, max(lines, text.count("\n") + 1)
