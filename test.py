@@ -36,6 +36,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         " training: a .keras file, or the .h5 weights of a named CNN")  # fmt: skip
     add("--data", default="prepared", help="prepared folder for --split (default: %(default)s)")
     add_search_options(parser, width=1)
+    add("--names", action="store_true", help="name what an ImageNet classifier is sure of, as the"
+        " caption command does")  # fmt: skip
     add("--json", action="store_true", help="one JSON object per line instead of text")
     add("--save", metavar="OUT.png", help="with --image: draw the photographs with their captions")
     add("--attention", action="store_true", help="with --save and one image: draw where the model"
@@ -71,7 +73,7 @@ def main() -> int:
         raise InputError(f"--attention draws one picture, {len(paths)} were given")
     if options.split and "".join(options.model).endswith(LIGHT_SUFFIX):
         raise InputError(f"{options.model[-1]}: --split needs a checkpoint of train.py")
-    captioner = load_captioner(*options.model, encoder=options.encoder)
+    captioner = load_captioner(*options.model, encoder=options.encoder, names=options.names)
     if options.attention and not captioner.has_attention:
         raise InputError("this model has no attention to draw; leave out --attention")
     if options.split:
@@ -81,7 +83,8 @@ def main() -> int:
 
 def caption_images(captioner, paths: list[Path], options: argparse.Namespace) -> int:
     """Print a caption for each photograph; those that cannot be read are named on stderr."""
-    captions = list(captioner.print_captions(paths, options))
+    search = {"beam_width": options.beam_width, "length_penalty": options.length_penalty}
+    captions = list(captioner.print_captions(paths, options.json, **search))
     if options.save and captions:
         from captioning.extras.study.sheets import save_attention, save_captioned
         from captioning.images import load_image, load_thumbnail
@@ -119,6 +122,8 @@ def score_split(captioner, options: argparse.Namespace) -> int:
         else "greedy",
         "protocol": PROTOCOL,
     }
+    if options.names:
+        facts["names"] = f"given to {captioner.caption_features.named} captions"
     if result.floor:
         facts["constant caption"] = result.floor
     if options.report:
@@ -126,7 +131,7 @@ def score_split(captioner, options: argparse.Namespace) -> int:
 
         other = None
         if options.compare:
-            second = type(captioner).load(options.compare, options.encoder)
+            second = type(captioner).load(options.compare, options.encoder, options.names)
             other = evaluate(second, prepared, options.split, cache, *search)
             facts["compared with"] = options.compare
         report = build_report(result, facts, captioner, prepared, cache, other)

@@ -11,28 +11,31 @@ __all__ = ["Captioner", "InputError", "load_captioner"]
 LIGHT_SUFFIX = ".tflite"
 
 
-def load_captioner(path=None, *others, encoder=None):
+def load_captioner(path=None, *others, encoder=None, names=True):
     """Load a `.tflite` file without TensorFlow, or a checkpoint (None: the shipped one) with it.
 
     Several checkpoints are an ensemble, see `captioning.extras.study.ensemble`. `encoder` is for
-    checkpoints, see `captioning.captioner.Captioner`. InputError if a file cannot be used.
+    checkpoints, and `names` as in `captioning.captioner.Captioner`. InputError if a file cannot be
+    used.
     """
     if path and Path(path).suffix == LIGHT_SUFFIX and not others:
         if encoder:
             raise InputError(f"{path}: has its own encoder; leave out --encoder")
         from captioning.extras.serve.light import LightCaptioner
 
-        return LightCaptioner(path)
+        captioner = LightCaptioner(path)
+        return captioner.with_names() if names else captioner
     from captioning.startup import import_tensorflow
 
     import_tensorflow()
     if others:
         from captioning.extras.study.ensemble import load_ensemble
 
-        return load_ensemble([path, *others], encoder)
+        captioner = load_ensemble([path, *others], encoder)
+        return captioner.with_names() if names else captioner
     from captioning.captioner import Captioner
 
-    return Captioner.load(path, encoder)
+    return Captioner.load(path, encoder, names)
 
 
 def __getattr__(name: str) -> object:

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,20 +32,22 @@ class Captioner(PhotoCaptioner):
 
     def __init__(self, checkpoint: Checkpoint, encoder: str | os.PathLike | None = None):
         self.checkpoint, self.model = checkpoint, checkpoint.model
-        self.vocabulary = checkpoint.vocabulary
+        self.vocabulary, self.config = checkpoint.vocabulary, checkpoint.model.config
         self.has_attention = checkpoint.model.has_attention
+        self.encoder_name = checkpoint.encoder["name"]
         self.image_size = checkpoint.encoder["image_size"]
         self._encoder_name = encoder
         self._search = functools.cache(self._compile_search)
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike | None = None, encoder: str | os.PathLike | None = None
-    ) -> "Captioner":
-        """Load a checkpoint, the shipped captioner if `path` is None, or raise InputError."""
+    def load(cls, path=None, encoder=None, names: bool = True) -> "Captioner":
+        """Load a checkpoint, the shipped captioner if `path` is None, or raise InputError.
+
+        With `names` captions are given the right names, see `captioning.extras.serve.names`.
+        """
         captioner = cls(Checkpoint.load(path or PRETRAINED), encoder)
         captioner.source = str(path or PRETRAINED)
-        return captioner
+        return captioner.with_names() if names else captioner
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -92,8 +94,24 @@ class Captioner(PhotoCaptioner):
         options = (int(max(beam_width, n_best)), float(length_penalty), int(n_best))
         batch = tf.constant(features)
         found = self._search(*options, batch.dtype, is_one=len(batch) == 1)(batch)
-        each = zip(*(part.numpy() for part in found), strict=True)
-        return [Caption.from_search(self.vocabulary, ids.tolist(), logs) for ids, logs in each]
+        images = zip(*(part.numpy() for part in found), strict=True)  # (N, L) of each
+        return [Caption.from_search(self.vocabulary, zip(*image, strict=True)) for image in images]
+
+    def begin(self, feature: np.ndarray) -> Callable:
+        """Captions of one encoded image, step by step: see `captioning.extras.serve.searches`."""
+        image, state = self.model.encode_image(feature[None]), self.model.initial_state(1)
+
+        def step(words: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+            nonlocal state
+            state = [tf.gather(part, rows) for part in state]
+            scores, state = self._step(tf.constant([words]), state, image)
+            return scores.numpy()[0]
+
+        return step
+
+    @functools.cached_property
+    def _step(self):
+        return tf.function(self.model.step, autograph=False, reduce_retracing=True)
 
     def _compile_search(self, width, length_penalty, n_best, dtype, is_one):
         """The compiled search: features -> Captions.
@@ -101,14 +119,15 @@ class Captioner(PhotoCaptioner):
         A step for one image is so little work that launching its operations dominates; XLA fuses
         them. Not in bfloat16, where XLA rounds elsewhere and the caption could change.
         """
-        model, max_words = self.model, self.model.config.max_words
+        model, config = self.model, self.config
         signature = [tf.TensorSpec((1 if is_one else None, *model.feature_shape), dtype)]
         is_fused = is_one and model.compute_dtype == "float32"
 
         def search(features):
             if width == 1:
-                return decode_greedily(model, features, max_words)
-            return beam_search(model, features, width, length_penalty, max_words, n_best)
+                return decode_greedily(model, features, config.max_words)
+            limits = (config.max_words, n_best, config.min_words, config.no_repeat_ngram)
+            return beam_search(model, features, width, length_penalty, *limits)
 
         return tf.function(search, signature, autograph=False, jit_compile=is_fused)
 

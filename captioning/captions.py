@@ -1,6 +1,5 @@
 """Photographs to captions, whatever computes them: what every captioner shares."""
 
-import argparse
 import itertools
 import json
 import math
@@ -29,12 +28,15 @@ class Caption:
     words: tuple[str, ...]
     probabilities: tuple[float, ...]  # of each word given those before it, and of the end
     alternatives: tuple["Caption", ...] = ()  # further captions of the same image, by rank
+    name: str = ""  # what it was given by `captioning.extras.serve.names`
+    recognised: dict[str, float] | None = None  # what that sees in the picture: probabilities
+    is_guess: bool = False  # the picture is unlike the training images, and nothing was named
 
     @classmethod
-    def from_search(cls, vocabulary: Vocabulary, found, log_probabilities) -> "Caption":
-        """The first of one image's captions: ids up to END and log-probabilities, both (N, L)."""
+    def from_search(cls, vocabulary: Vocabulary, found: Iterable[tuple]) -> "Caption":
+        """The first of one image's captions, each a pair: ids up to END, log-probabilities."""
         captions = []
-        for ids, logs in zip(found, log_probabilities, strict=True):
+        for ids, logs in found:
             if END in (ids := [int(word) for word in ids]):
                 words = vocabulary.words_of(ids)
                 probabilities = np.exp(logs[: ids.index(END) + 1]).tolist()
@@ -55,6 +57,8 @@ class Caption:
         """The caption, its probabilities and its alternatives, as a JSON object."""
         found = {"caption": self.text, "log_probability": self.log_probability}
         found["confidence"] = self.confidence
+        if self.recognised is not None:
+            found |= {"name": self.name, "recognised": self.recognised, "guess": self.is_guess}
         if self.alternatives:
             found["alternatives"] = [caption.to_json() for caption in self.alternatives]
         return found
@@ -72,9 +76,11 @@ class PhotoCaptioner:
     """Captions photographs with an encoder and a search, which its subclasses have."""
 
     source: str = ""  # the file that it was loaded from
+    vocabulary: Vocabulary
+    config: object  # hyper-parameters of the model, see `captioning.config.Config`
+    encoder_name: str
     image_size: int  # height and width that the encoder takes, pixels
     has_attention: bool  # whether it can say where it looked
-    beam_widths: tuple[int, ...] | None = None  # those that it can search with; None for all
 
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
@@ -87,6 +93,13 @@ class PhotoCaptioner:
         It has `n_best` - 1 alternatives. Beam search keeps `beam_width` unfinished captions, at
         least `n_best`; 1 is greedy decoding. For the length penalty see `beam_search`.
         """
+
+    def with_names(self):
+        """Let `caption_features` give the right names; returns the captioner."""
+        from captioning.extras.serve.names import Namer
+
+        self.caption_features = Namer(self)
+        return self
 
     def caption(
         self, images: Photograph | Iterable[Photograph], n_best: int | None = None, **search
@@ -130,18 +143,16 @@ class PhotoCaptioner:
                 yield image, picture if isinstance(picture, InputError) else next(captions)
 
     def print_captions(
-        self, paths: Iterable[Path], options: argparse.Namespace
+        self, paths: Iterable[Path], as_json: bool, **search
     ) -> Iterator[tuple[Path, Caption]]:
-        """Print the caption of each file, or its error to stderr; yield what was captioned."""
-        names = ("beam_width", "length_penalty", "n_best")
-        search = {name: getattr(options, name) for name in names}
+        """As `caption_each`: print each caption, or the error to stderr; yield what has one."""
         for path, found in self.caption_each(paths, **search):
             if isinstance(found, InputError):
                 log(f"error: {found}")
                 continue
             if not found.text:
                 log(f"{path}: the caption is empty; train the model for longer")
-            print(found.line(path, options.json, self.source), flush=True)
+            print(found.line(path, as_json, self.source), flush=True)
             yield path, found
 
 

@@ -58,6 +58,10 @@ class Config:
     freeze_embeddings: bool = option(False, "do not fine-tune the word vectors")
     random_embeddings: bool = option(False, "start from random word vectors, not the prepared ones")
     max_words: int = option(0, "cut longer captions (0 = as prepared)", type=number(int, 0, 1000))
+    min_words: int = option(0, "the shortest caption of beam search", type=count_or_zero)
+    no_repeat_ngram: int = option(
+        0, "beam search repeats no sequence of so many words (0 = it may)", type=count_or_zero
+    )
     optimizer: str = option("adamw", "algorithm of the updates", choices=("adamw", "adadelta"))
     learning_rate: float = option(
         1e-3, "peak, after one epoch of warm-up; adadelta: constant, e.g. 1", type=positive
@@ -125,4 +129,3 @@ def add_search_options(parser: argparse.ArgumentParser, width: int) -> None:
         "ignored by greedy decoding (default: %(default)s)"
     )
     parser.add_argument("--length-penalty", type=penalties, default=LENGTH_PENALTY, help=text)
-    parser.set_defaults(n_best=1)  # an option of `caption` alone

@@ -132,15 +132,27 @@ def decode(model, features: tf.Tensor, width: int, max_words: int, choose: Calla
     return _search(max_words + 1, image, captions, tuple(state), is_open, extend)
 
 
+def _repeats(words: tf.Tensor, t: tf.Tensor, chosen: tf.Tensor, n: int) -> tf.Tensor:
+    """Whether `chosen` (I, W, N) repeats an n-gram of captions (I, W, L) of t words; same shape."""
+    places = max(0, words.shape[-1] - n + 1)
+    is_same = words[:, :, n - 1 :] != PAD  # of the n-gram at every place the words before its last
+    for k in range(n - 1):
+        last = words[:, :, tf.maximum(t - n + 1 + k, 0), None]
+        is_same &= words[:, :, k : k + places] == last
+    is_last = chosen[..., None] == words[:, :, None, n - 1 :]  # (I, W, N, places)
+    return tf.reduce_any(is_same[:, :, None] & is_last, axis=-1)
+
+
 def beam_search(
-    model, features: tf.Tensor, width: int, length_penalty: float, max_words: int, n_best: int = 1
+    model, features, width, length_penalty, max_words, n_best=1, min_words=0, ngram=0
 ) -> Captions:
     """Search for the captions with the largest log-probability / length ** length_penalty.
 
     The length counts END. `width` unfinished captions are kept, and the best finished ones apart
     from them, so a short caption does not displace a longer one before both are finished. The
     search of an image ends when no unfinished caption can become better. `n_best` captions per
-    image of features (I, ...), the best first; all pads where the search found fewer.
+    image of features (I, ...), the best first; all pads where the search found fewer. No caption
+    is shorter than `min_words`, and none has an n-gram of `ngram` words twice (0: it may).
     """
 
     def is_open(found, state):
@@ -152,7 +164,7 @@ def beam_search(
     def extend(t, image, found, state):
         (best, best_score), (alive, total, words, state) = found, state
         scores, state = _step(model, words, state, image)  # (I, W, V)
-        ending = scores[:, :, END]
+        ending = tf.where(t < min(min_words, max_words), IMPOSSIBLE, scores[:, :, END])
         ended = alive.append(t, tf.fill(tf.shape(words), END), ending)
         ended_score = (total + ending) / tf.cast(t + 1, tf.float32) ** length_penalty
         ended_score = tf.where(total > IMPOSSIBLE / 2, ended_score, IMPOSSIBLE)
@@ -160,9 +172,12 @@ def beam_search(
         both = Captions(*(tf.concat(parts, 1) for parts in zip(best, ended, strict=True)))
         best = both.take(place)
 
-        each = min(width, scores.shape[-1])  # the W best of all are among the W best of each
+        # the W best of all are among the W best of each, of which none repeats an n-gram
+        each = min(width + max_words * bool(ngram), scores.shape[-1])
         scores += IMPOSSIBLE * tf.one_hot(END, scores.shape[-1])
         scores, words = tf.math.top_k(scores, each)  # (I, W, each)
+        if ngram:
+            scores = tf.where(_repeats(alive.words, t, words, ngram), IMPOSSIBLE, scores)
         candidates = tf.reshape(total[:, :, None] + scores, (-1, width * each))
         total, place = tf.math.top_k(candidates, width)  # (I, W)
         words = tf.gather(tf.reshape(words, (-1, width * each)), place, batch_dims=1)

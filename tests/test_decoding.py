@@ -292,26 +292,6 @@ def test_samples_follow_the_distribution():
     np.testing.assert_allclose(totals(found).ravel(), said, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("temperature", "top_p", "expected"),
-    [
-        (0.5, 1.0, {END: 4, 4: 9, 5: 4, 6: 1}),  # squares of the probabilities
-        (1.0, 0.5, {END: 2, 4: 3, 5: 2}),  # 2 and 2 are equally probable: both stay
-        (1.0, 0.3, {4: 1}),
-    ],
-)
-def test_temperature_and_top_p_sharpen_the_distribution(temperature, top_p, expected):
-    model = Constant([0.05, 0.05, 0.2, 0.1, 0.3, 0.2, 0.1])
-    draw = (5000, tf.constant([3, 1]), 1, temperature, top_p)
-    found = sample(model, tf.zeros((4, 1)), *draw)
-    counts = np.bincount(found.words.numpy()[:, :, 0].ravel(), minlength=SIZE)
-    wanted = np.array([expected.get(word, 0) for word in range(SIZE)])
-    np.testing.assert_allclose(counts / counts.sum(), wanted / wanted.sum(), atol=0.012)
-    first = found.words.numpy()[:, :, 0].ravel()  # probabilities are those of the model
-    said = found.log_probabilities.numpy()[:, :, 0].ravel()
-    np.testing.assert_allclose(said, model.scores.numpy()[first], rtol=1e-5)
-
-
 def test_the_same_seed_draws_the_same_samples():
     model = Scripted(8)
 

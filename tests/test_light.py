@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import subprocess
 import sys
 import zipfile
@@ -33,7 +32,7 @@ MODELS = ("pooled", "grid", "lstm")
 
 
 def export(checkpoint, output, *options):
-    main(["export", *map(str, (checkpoint, output, "--beam-width", 3, *options))])
+    main(["export", *map(str, (checkpoint, output, *options))])
     return output
 
 
@@ -47,7 +46,7 @@ def checkpoints(tmp_path_factory, tiny_checkpoint, tiny_grid_checkpoint, tiny_pr
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, checkpoints):
-    """A `.tflite` file of each model, in float32 with beam width 3."""
+    """A `.tflite` file of each model, in float32."""
     folder = tmp_path_factory.mktemp("light")
     return {
         name: export(checkpoint, folder / f"{name}.tflite", "--precision", "float32")
@@ -76,13 +75,13 @@ def test_captions_are_those_of_the_checkpoint(name, files, checkpoints, photogra
     np.testing.assert_allclose(features, keras.encode(pixels), atol=1e-5)
     rng = np.random.default_rng(0)
     features = np.concatenate([features, rng.normal(size=(12, *features.shape[1:]))])
-    for width, penalty in ((1, 0.7), (3, 0.7), (3, 0.0), (3, 2.0)):
-        ours = light.caption_features(features, width, penalty)
-        for found, expected in zip(
-            ours, keras.caption_features(features, width, penalty), strict=True
-        ):
-            assert found.words == expected.words
-            np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-4)
+    for search in ((1, 0.7), (3, 0.7), (3, 0.0), (3, 2.0), (2, 0.7, 4)):
+        ours = light.caption_features(features, *search)
+        for one, other in zip(ours, keras.caption_features(features, *search), strict=True):
+            pairs = zip((one, *one.alternatives), (other, *other.alternatives), strict=True)
+            for found, expected in pairs:
+                assert found.words == expected.words
+                np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-4)
     texts = [caption.text for caption in ours]
     if light.has_attention:
         expected = keras.attention(features, texts)
@@ -103,9 +102,6 @@ def test_smaller_weights_change_probabilities_little(precision, checkpoints, tmp
 def test_the_command_writes_the_same_file_again(file, checkpoints, tmp_path):
     again = export(checkpoints["grid"], tmp_path / "again.tflite", "--precision", "float32")
     assert read_information(again)["vocabulary"] == read_information(file)["vocabulary"]
-    greedy = tmp_path / "greedy.tflite"
-    main(["export", str(checkpoints["pooled"]), str(greedy), "--beam-width", "1"])
-    assert LightCaptioner(greedy).beam_widths == (1,)
     for output, reason in ((tmp_path / "a.onnx", r"ending in \.tflite"), (tmp_path, "ending")):
         with pytest.raises(InputError, match=reason):
             export(checkpoints["grid"], output)
@@ -135,9 +131,6 @@ def test_pictures_are_drawn_without_tensorflow(file, photographs, tmp_path):
 
 def test_what_the_file_cannot_do_is_one_line(file, photographs, script, checkpoints):
     model = ("--model", file)
-    status, _, err = script("test.py", "--image", photographs[0], *model, "--beam-width", 7)
-    assert status == 2
-    assert re.fullmatch(r"error: .*grid\.tflite: has beam width 1 and 3, not 7; export .* 7\n", err)
     status, _, err = script("test.py", "--split", "dev", *model)
     assert (status, err) == (2, f"error: {file}: --split needs a checkpoint of train.py\n")
     with pytest.raises(InputError, match="leave out --encoder"):
@@ -165,16 +158,17 @@ def test_damaged_and_foreign_files_are_one_line(file, tmp_path):
             LightCaptioner(missing)
 
 
-def test_the_web_page_offers_the_widths_of_the_file(file, photographs):
-    light = LightCaptioner(file)
-    assert web.beam_widths(light) == ((1, 3), 3)
-    for caption in web.describe(light, photographs[0], 3)["captions"]:
+def test_the_web_page_shows_alternatives_and_attention(file, photographs):
+    answer = web.describe(LightCaptioner(file), photographs[0], 3)
+    assert len(answer["alternatives"]) >= 1
+    for caption in answer["captions"] + answer["alternatives"]:
         assert np.shape(caption["maps"]) == (len(caption["words"]), 2, 2)
 
 
 def test_a_package_that_is_missing_is_one_line():
     hidden = "import sys; sys.modules['keras'] = None; from captioning import __main__; "
-    code = f"{hidden}sys.argv = ['caption', 'a.jpg', '--beam-width', '3']; __main__.installed()"
+    model = "'--model', 'a.safetensors'"
+    code = f"{hidden}sys.argv = ['caption', 'a.jpg', {model}]; __main__.installed()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: keras is not installed in this environment; . .venv/")

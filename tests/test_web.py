@@ -31,7 +31,7 @@ HALF = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r
 class FakeCaptioner:
     """Says whether a picture is dark or bright; of bright ones, wider beams say their width."""
 
-    image_size, beam_widths = 8, None
+    image_size = 8
 
     def __init__(self, has_attention=True):
         self.has_attention, self.busy = has_attention, threading.Lock()

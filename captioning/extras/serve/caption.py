@@ -1,18 +1,21 @@
 """Caption photographs: the command for people with photographs.
 
 It prints the lines of test.py, with the beam width that scores best, and writes the captions of
-whole folders where they are wanted. Without TensorFlow, unless an option needs it.
+whole folders where they are wanted. Without TensorFlow, unless --model is a checkpoint.
 """
 
 import argparse
+import functools
 
 from captioning import config, load_captioner
 from captioning.captions import LIGHT
 from captioning.errors import InputError, log
 from captioning.extras.serve.folders import Outputs, separate
+from captioning.extras.serve.searches import Constraints, Sampler, constrained
 from captioning.images import list_images
 
 CONSTRAINTS = ("require", "forbid", "min_words", "max_words", "no_repeat_ngram")
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "seed": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--encoder", metavar="FILE", help="the model's encoder if it is not where it was")
     config.add_search_options(parser, config.BEAM_WIDTH)
     add_further_searches(parser)
+    add("--names", action=argparse.BooleanOptionalAction, default=True, help="name what an"
+        " ImageNet classifier is sure of, unless captions are drawn or constrained")  # fmt: skip
     add("--json", action="store_true", help="one JSON object per line instead of text")
     add("--recursive", action="store_true", help="folders with all folders in them")
     add("--csv", metavar="OUT.csv", help="append image, caption and confidence to this file")
@@ -47,10 +52,10 @@ def add_further_searches(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("constraints").add_argument
     add("--require", nargs="+", default=[], metavar="WORD", help="words that captions contain")
     add("--forbid", nargs="+", default=[], metavar="WORD", help="words that they do not contain")
-    add("--min-words", type=config.count_or_zero, default=0, help="the shortest caption, in words")
+    add("--min-words", type=config.count_or_zero, help="the shortest caption, in words")
     add("--max-words", type=config.count, help="the longest caption, below the model's own limit")
-    text = "repeat no sequence of N words in a caption"
-    add("--no-repeat-ngram", type=config.count_or_zero, default=0, metavar="N", help=text)
+    text = "repeat no sequence of N words in a caption (default of both: the model's own)"
+    add("--no-repeat-ngram", type=config.count_or_zero, metavar="N", help=text)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -59,7 +64,8 @@ def main(options: argparse.Namespace) -> int:
     clear = separate(images) if options.sidecar else images
     outputs = Outputs(clear, options)
     captioner = find_captioner(options)
-    pairs = captioner.print_captions(outputs.todo(clear), options)
+    search = {name: getattr(options, name) for name in ("beam_width", "length_penalty", "n_best")}
+    pairs = captioner.print_captions(outputs.todo(clear), options.json, **search)
     captioned = sum(outputs.write(image, caption) for image, caption in pairs)
     outputs.close()
     failed = len(images) - outputs.skipped - captioned
@@ -69,19 +75,19 @@ def main(options: argparse.Namespace) -> int:
 
 
 def find_captioner(options: argparse.Namespace):
-    """The captioner that searches as the options say, without TensorFlow if that is enough."""
-    is_constrained = any(getattr(options, name) for name in CONSTRAINTS)
-    if options.sample and is_constrained:
-        raise InputError("--sample draws freely; leave it out, or the constraints")
-    is_usual = options.beam_width in (1, config.BEAM_WIDTH) and options.n_best == 1
-    if not options.encoder and is_usual and not options.sample and not is_constrained:
-        return load_captioner(options.model or LIGHT)
-    captioner = load_captioner(options.model, encoder=options.encoder)
-    if not is_constrained and not options.sample:
-        return captioner
-    if captioner.beam_widths:
-        raise InputError(f"{options.model}: such a search needs a checkpoint of train.py")
-    from captioning.extras.serve.searches import ConstrainedCaptioner, SamplingCaptioner
-
-    kind = SamplingCaptioner if options.sample else ConstrainedCaptioner
-    return kind(captioner.checkpoint, options)
+    """The captioner that searches as the options say; with TensorFlow for checkpoints alone."""
+    is_constrained = any(getattr(options, name) not in (None, []) for name in CONSTRAINTS)
+    changed = [name for name, default in SAMPLING.items() if getattr(options, name) != default]
+    if changed and not options.sample:
+        raise InputError(f"--{changed[0].replace('_', '-')} goes with --sample")
+    if options.sample and (is_constrained or options.n_best > 1):
+        raise InputError("--sample draws freely; leave it out, or --n-best and the constraints")
+    light = None if options.encoder else LIGHT
+    names = options.names and not options.sample and not is_constrained
+    captioner = load_captioner(options.model or light, encoder=options.encoder, names=names)
+    if options.sample:
+        captioner.caption_features = Sampler(captioner, options)
+    elif is_constrained:
+        limits = Constraints.parse(captioner.vocabulary, captioner.config, options)
+        captioner.caption_features = functools.partial(constrained, captioner, limits)
+    return captioner

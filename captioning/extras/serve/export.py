@@ -2,14 +2,15 @@
 
     python -m captioning export weights/best.safetensors captioner.tflite
 
-Half a minute. The search is that of captioning/decoding.py, converted for one image.
+Half a minute. The searches need no more of the model than its steps: they are in
+searches.py, in NumPy.
 """
 
 import argparse
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
-from captioning.config import BEAM_WIDTH, MAX_BEAM_WIDTH, number
 from captioning.errors import InputError, log
 from captioning.extras.serve.light import write_light
 from captioning.files import require_writable
@@ -21,8 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="a checkpoint of train.py")
     add("output", metavar="OUT.tflite", help="the file to write")
-    text = "the width of beam search; greedy decoding is always included (default: %(default)s)"
-    add("--beam-width", type=number(int, 1, MAX_BEAM_WIDTH), default=BEAM_WIDTH, help=text)
     text = "of the stored weights; int8: dynamic range, smallest (default: %(default)s)"
     add("--precision", choices=("float16", "float32", "int8"), default="float16", help=text)
     add("--encoder", metavar="FILE", help="the model's encoder if it is not where it was")
@@ -39,19 +38,19 @@ def main(options: argparse.Namespace) -> None:
 
     checkpoint = Checkpoint.load(options.checkpoint, "float32")
     captioner = Captioner(checkpoint, options.encoder)
-    information = {"beam_width": options.beam_width, "precision": options.precision}
+    information = {"precision": options.precision, "config": asdict(checkpoint.model.config)}
     information |= {"encoder": checkpoint.encoder, "facts": checkpoint.facts}
     information["vocabulary"] = checkpoint.vocabulary.to_json()
-    model = convert(captioner, options.beam_width, options.precision)
+    model = convert(captioner, options.precision)
     write_light(options.output, model, information)
     log(f"wrote {options.output}, {Path(options.output).stat().st_size / 1e6:.1f} MB")
 
 
-def convert(captioner, beam_width: int, precision: str) -> bytes:
+def convert(captioner, precision: str) -> bytes:
     """A LiteRT model with the signatures of `captioning.extras.serve.light`, weights included."""
     import tensorflow as tf
 
-    module, functions = tf.Module(), signatures(captioner, beam_width)
+    module, functions = tf.Module(), signatures(captioner)
     weights = [*captioner.model.weights, *captioner.encoder.model.weights]
     module.weights = [weight.value for weight in weights]  # what is saved with the functions
     with tempfile.TemporaryDirectory() as folder, quiet_stderr():
@@ -64,25 +63,30 @@ def convert(captioner, beam_width: int, precision: str) -> bytes:
         return converter.convert()
 
 
-def signatures(captioner, beam_width: int) -> dict:
+def signatures(captioner) -> dict:
     """The functions of the file, compiled for one image: name -> tf.function."""
     import tensorflow as tf
 
-    from captioning.decoding import beam_search, decode_greedily
-
     model, size, max_words = captioner.model, captioner.image_size, captioner.model.config.max_words
     features = tf.TensorSpec((1, *model.feature_shape), tf.float32)
+    model.rnn.unroll = True  # each step is one word; Keras' loop could not be converted
 
     def encode(pixels):
         grid = captioner.encoder.model(tf.cast(pixels, tf.float32), training=False)
         grid = tf.reshape(grid, (1, -1, model.feature_shape[-1]))  # (1, P, C)
         return {"features": grid if model.has_attention else tf.reduce_mean(grid, axis=1)}
 
-    def greedy(features):
-        return decode_greedily(model, features, max_words)._asdict()
+    def start(features):
+        parts = {"image": model.encode_image(features), "state": model.initial_state(1)}
+        return {f"{name}{i}": part for name in parts for i, part in enumerate(parts[name])}
 
-    def beam(features, length_penalty):
-        return beam_search(model, features, beam_width, length_penalty, max_words)._asdict()
+    def step(words, **parts):
+        image, state = (
+            [parts[name] for name in sorted(parts) if name.startswith(kind)]
+            for kind in ("image", "state")
+        )
+        scores, state = model.step(words, state, image)
+        return {"scores": scores, **{f"state{i}": part for i, part in enumerate(state)}}
 
     def attention(features, words):
         def step(t, outputs, state):
@@ -95,14 +99,17 @@ def signatures(captioner, beam_width: int) -> dict:
         _, weights = model.merge(outputs, model.encode_image(features))  # (1, heads, L, P)
         return {"maps": tf.reduce_mean(weights, axis=1)}
 
-    inputs = {
-        encode: [tf.TensorSpec((1, size, size, 3), tf.uint8)],
-        greedy: [features],
-        beam: [features, tf.TensorSpec((), tf.float32)],
-        attention: [features, tf.TensorSpec((1, max_words + 1), tf.int32)],
+    parts = {}
+    for name, part in start(tf.zeros(features.shape)).items():
+        captions = None if name.startswith("state") else 1
+        parts[name] = tf.TensorSpec((captions, *part.shape[1:]), name=name)
+    words = tf.TensorSpec((1, None), tf.int32, name="words")
+    found = {
+        "encode": tf.function(encode, [tf.TensorSpec((1, size, size, 3), tf.uint8)]),
+        "start": tf.function(start, [features]),
+        "step": tf.function(step).get_concrete_function(words, **parts),
     }
-    if beam_width == 1:
-        del inputs[beam]
-    if not model.has_attention:
-        del inputs[attention]
-    return {f.__name__: tf.function(f, inputs[f], autograph=False) for f in inputs}
+    if model.has_attention:
+        words = tf.TensorSpec((1, max_words + 1), tf.int32)
+        found["attention"] = tf.function(attention, [features, words])
+    return found

@@ -1,11 +1,12 @@
 """Captions without TensorFlow: one `.tflite` file, run by LiteRT.
 
 `python -m captioning export` writes it: a model with these signatures, and behind it a zip archive
-with one JSON entry. L is max_words + 1, P the positions of the grid.
+with one JSON entry. B captions are extended at once; V is the size of the vocabulary, L
+max_words + 1, P the positions of the grid.
 
     encode     pixels uint8 (1, size, size, 3) -> features float32 (1, *feature_shape)
-    greedy     features -> words int32 (1, 1, L), log_probabilities float32 (1, 1, L)
-    beam       features, length_penalty float32 () -> the same; not for a beam width of 1
+    start      features -> image0, image1, ..., state0, ... (1, ...)
+    step       words int32 (1, B), these -> scores float32 (1, B, V), state0, ... (B, ...)
     attention  features, words int32 (1, L) -> maps float32 (1, L, P); of models with attention
 
 The entry holds a SHA-256 of the model against accidental damage. LiteRT is C++: use `.tflite`
@@ -17,20 +18,22 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from captioning.captions import Caption, PhotoCaptioner
-from captioning.config import LENGTH_PENALTY
+from captioning.config import BEAM_WIDTH, LENGTH_PENALTY
 from captioning.errors import InputError, reason
+from captioning.extras.serve.searches import Constraints, constrained
 from captioning.files import write_bytes
 from captioning.startup import quiet_stderr
 from captioning.vocabulary import TOKENIZERS, Vocabulary
 
-VERSION = 1
+VERSION = 2
 ENTRY = "captioner.json"
 EXPORT = "python -m captioning export"
 
@@ -47,7 +50,8 @@ class LightCaptioner(PhotoCaptioner):
         try:
             self.information = read_information(path)
             self.vocabulary = Vocabulary.from_json(self.information["vocabulary"])
-            width = int(self.information["beam_width"])
+            self.config = SimpleNamespace(**self.information["config"])
+            self.encoder_name = self.information["encoder"]["name"]
             with quiet_stderr():
                 model = Interpreter(str(path), num_threads=os.cpu_count())
                 model.allocate_tensors()  # prints which kernels it uses
@@ -57,7 +61,6 @@ class LightCaptioner(PhotoCaptioner):
         except Exception as error:  # zipfile, JSON and LiteRT raise many types
             problem = f"damaged, or not written by {EXPORT} ({reason(error)})"
             raise InputError(f"{path}: {problem}") from None
-        self.beam_widths = tuple(sorted({1, width}))
         self.has_attention = "attention" in self._run
 
     def _input_shape(self, signature: str, name: str) -> tuple[int, ...]:
@@ -67,27 +70,27 @@ class LightCaptioner(PhotoCaptioner):
         """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
         return np.concatenate([self._run["encode"](pixels=p[None])["features"] for p in pixels])
 
+    def begin(self, feature: np.ndarray) -> Callable:
+        """Captions of one encoded image, step by step: see `captioning.extras.serve.searches`."""
+        parts = self._run["start"](features=feature[None].astype(np.float32))
+
+        def step(words: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+            for name in parts:
+                if name.startswith("state"):
+                    parts[name] = parts[name][rows]
+            found = self._run["step"](words=np.array([words], np.int32), **parts)
+            scores = found.pop("scores")
+            parts.update(found)
+            return scores[0]
+
+        return step
+
     def caption_features(
-        self, features: np.ndarray, beam_width=None, length_penalty=LENGTH_PENALTY, n_best=1
+        self, features, beam_width=BEAM_WIDTH, length_penalty=LENGTH_PENALTY, n_best=1
     ) -> list[Caption]:
-        """Caption encoded images (images, *feature_shape), float16 or float32: one each."""
-        if n_best > 1:
-            raise InputError(f"{self.source}: has the best caption alone; use a checkpoint")
-        beam_width = beam_width or self.beam_widths[-1]
-        if beam_width not in self.beam_widths:
-            problem = f"has beam width {' and '.join(map(str, self.beam_widths))}, not {beam_width}"
-            remedy = f"{EXPORT} CHECKPOINT OUT.tflite --beam-width {beam_width}"
-            raise InputError(f"{self.source}: {problem}; export it: {remedy}")
-        captions = []
-        for feature in features.astype(np.float32):
-            if beam_width == 1:
-                found = self._run["greedy"](features=feature[None])
-            else:
-                penalty = np.float32(length_penalty)
-                found = self._run["beam"](features=feature[None], length_penalty=penalty)
-            parts = found["words"][0].tolist(), found["log_probabilities"][0]
-            captions.append(Caption.from_search(self.vocabulary, *parts))
-        return captions
+        """As `PhotoCaptioner.caption_features`."""
+        limits = Constraints.of(self.config, beam_width)
+        return constrained(self, limits, features, beam_width, length_penalty, n_best)
 
     def attention(self, features: np.ndarray, captions: Sequence[str]) -> list[np.ndarray]:
         """Where the model looked for each word: one array (words, rows, columns) per image."""
@@ -116,7 +119,7 @@ def read_information(path: Path) -> dict:
 
 
 def write_light(path: str | os.PathLike, model: bytes, information: dict) -> None:
-    """Write a model and its `information`: vocabulary, encoder, beam width and facts for people."""
+    """Write a model and its `information`: vocabulary, encoder, configuration, facts."""
     information = {"version": VERSION, "sha256": hashlib.sha256(model).hexdigest(), **information}
     file = io.BytesIO()
     file.write(model)

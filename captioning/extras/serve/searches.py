@@ -1,4 +1,8 @@
-"""Captions under constraints, such as words that must occur, and captions drawn at random.
+"""Searches in NumPy, word by word: beam search under constraints, and sampling.
+
+They need no more of a model than `step`, which `begin` of a captioner gives for one image: words
+(B,), and for each the row (B,) of the last call's captions that it extends -> log-probabilities
+(B, V) of the next words. The first call extends one caption, of no words.
 
 Constrained beam search keeps a beam per set of requirements that are met (Anderson et al. 2017,
 "Guided Open Vocabulary Image Captioning with Constrained Beam Search", DOI 10.18653/v1/D17-1098):
@@ -6,51 +10,67 @@ a caption that has said an improbable word does not compete with those that have
 """
 
 import difflib
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from captioning.captioner import Captioner
 from captioning.captions import Caption
-from captioning.checkpoint import Checkpoint
+from captioning.config import LENGTH_PENALTY
 from captioning.errors import InputError
-from captioning.extras.study.self_critical import sample
 from captioning.vocabulary import END, PAD, START, TOKENIZERS, UNKNOWN, Vocabulary
 
 MOST_REQUIRED = 8  # words; each doubles the number of beams
 # English words that end at most one in 10,000 of Flickr8k's training captions
 UNFINISHED = "a an the and of with at to is are for as his their its into while through that"
+Found = list[tuple[list[int], list[float]]]  # captions: ids up to END, and log-probabilities
 
 
 class Constraints(NamedTuple):
     """What a caption must satisfy; words are ids."""
 
-    required: frozenset[int]
-    forbidden: frozenset[int]
-    never_last: frozenset[int]
-    min_words: int
     max_words: int
-    ngram: int  # no sequence of so many words occurs twice; 0 allows all
+    min_words: int = 0
+    ngram: int = 0  # no sequence of so many words occurs twice; 0 allows all
+    required: frozenset[frozenset[int]] = frozenset()  # of each set one word
+    forbidden: frozenset[int] = frozenset()
+    never_last: frozenset[int] = frozenset()
 
     @classmethod
-    def parse(cls, vocabulary: Vocabulary, longest: int, options) -> "Constraints":
-        """Of `caption`'s options, for a model that writes up to `longest` words, or InputError."""
+    def of(cls, config, width: int) -> "Constraints":
+        """Those that a model has by itself, in beam search alone."""
+        if width == 1:
+            return cls(config.max_words)
+        return cls(config.max_words, config.min_words, config.no_repeat_ngram)
+
+    @classmethod
+    def parse(cls, vocabulary: Vocabulary, config, options) -> "Constraints":
+        """Of `caption`'s options, for a model with this configuration, or InputError."""
         required, forbidden = (_ids(vocabulary, x) for x in (options.require, options.forbid))
         if both := required & forbidden:
             raise InputError(f"{vocabulary.words[min(both)]}: is both required and forbidden")
         if len(required) > MOST_REQUIRED:
             raise InputError(f"{len(required)} words are required, expected up to {MOST_REQUIRED}")
-        most = options.max_words or longest
-        least = max(options.min_words, len(required))
-        if not least <= most <= longest:
-            problem = f"captions of {least} to {most} words: this model writes up to {longest}"
-            raise InputError(f"{problem}; change --min-words, --max-words or --require")
-        unfinished = _ids(vocabulary, filter(vocabulary.__contains__, UNFINISHED.split()))
-        ngram = options.no_repeat_ngram
-        return cls(required, forbidden, unfinished, options.min_words, most, ngram)
+        own, most = cls.of(config, options.beam_width), options.max_words or config.max_words
+        least = min(own.min_words, most) if options.min_words is None else options.min_words
+        if not max(least, len(required)) <= most <= config.max_words:
+            words = f"captions of {max(least, len(required))} to {most} words"
+            remedy = "change --min-words, --max-words or --require"
+            raise InputError(f"{words}: this model writes up to {config.max_words}; {remedy}")
+        return cls(
+            max_words=most,
+            min_words=least,
+            ngram=own.ngram if options.no_repeat_ngram is None else options.no_repeat_ngram,
+            required=frozenset(frozenset({word}) for word in required),
+            forbidden=forbidden,
+            never_last=_ids(vocabulary, filter(vocabulary.__contains__, UNFINISHED.split())),
+        )
+
+    def unmet(self, words: list[int]) -> frozenset[frozenset[int]]:
+        """The requirements that `words` do not meet."""
+        return frozenset(choice for choice in self.required if choice.isdisjoint(words))
 
     def blocked(self, words: list[int]) -> list[int]:
         """The ids that may not follow `words`, an unfinished caption."""
@@ -59,13 +79,12 @@ class Constraints(NamedTuple):
             places = range(self.ngram - 1, len(words))
             tail = words[len(words) - self.ngram + 1 :]
             ids |= {words[i] for i in places if words[i - self.ngram + 1 : i] == tail}
-        may_end = len(words) >= self.min_words and self.required.issubset(words)
-        if not may_end or (words[-1:] and words[-1] in self.never_last):
+        if len(words) < self.min_words or self.unmet(words) or {*words[-1:]} & self.never_last:
             ids.add(END)
         return list(ids)
 
 
-def _ids(vocabulary: Vocabulary, words: Sequence[str]) -> frozenset[int]:
+def _ids(vocabulary: Vocabulary, words: Iterable[str]) -> frozenset[int]:
     """Ids of the tokens of `words`; InputError that names similar words if one is unknown."""
     tokens = [token for word in words for token in TOKENIZERS[vocabulary.tokenizer](word)]
     for token in tokens:
@@ -85,20 +104,26 @@ class Unfinished(NamedTuple):
     logs: list[float]  # log-probability of each word
 
 
-def constrained_beam_search(
-    step, image, state, limits: Constraints, width: int, length_penalty: float, n_best: int
-) -> list[tuple[list[int], list[float]]]:
-    """Up to `n_best` captions of one image: ids up to END and log-probabilities; or InputError."""
+def beam_search(
+    step: Callable, limits: Constraints, width: int, length_penalty: float, n_best: int = 1
+) -> Found:
+    """The `n_best` captions that `captioning.decoding` finds, of those within `limits`.
+
+    Width 1 is greedy decoding, or as close as required words allow. InputError if there is none.
+    """
+    is_greedy = width == 1 and not limits.required
     alive, finished = [Unfinished(0.0, 0, [], [])], []
     for t in range(limits.max_words + 1):
-        last = [[START if t == 0 else caption.words[-1] for caption in alive]]
-        scores, state = step(tf.constant(last), state, image)  # (1, B, V)
-        beams = defaultdict(list)  # by the required words that are said
-        for row, (caption, logs) in enumerate(zip(alive, scores.numpy()[0], strict=True)):
-            open_ = limits.required.difference(caption.words)
+        last = [START if t == 0 else caption.words[-1] for caption in alive]
+        beams = defaultdict(list)  # by the requirements that are not met
+        scores = step(last, [caption.row for caption in alive])  # (B, V)
+        for row, (caption, logs) in enumerate(zip(alive, scores, strict=True)):
+            unmet = limits.unmet(caption.words)
             logs[limits.blocked(caption.words)] = -np.inf
-            best = np.argsort(-logs)[: width + len(open_) + 1].tolist()  # END may be among them
-            for word in {*best, *open_, END}:
+            most = 1 if is_greedy else width + sum(map(len, unmet)) + 1  # END may be among them
+            best = np.argpartition(-logs, min(most, len(logs) - 1))[:most].tolist()
+            likely = best if is_greedy else {*best, END}.union(*unmet)
+            for word in likely if t < limits.max_words else (END,):
                 if logs[word] == -np.inf:
                     continue
                 total = caption.total + float(logs[word])
@@ -106,58 +131,63 @@ def constrained_beam_search(
                 if word == END:
                     finished.append((total / len(words) ** length_penalty, words, each))
                 else:
-                    beams[open_ - {word}].append(Unfinished(total, row, words, each))
+                    beams[limits.unmet(words)].append(Unfinished(total, row, words, each))
         finished = sorted(finished, reverse=True)[:n_best]
         alive = [c for beam in beams.values() for c in sorted(beam, reverse=True)[:width]]
         bound = max((c.total for c in alive), default=-np.inf)
         bound /= (limits.max_words + 1) ** length_penalty
         if not alive or (len(finished) == n_best and bound <= finished[-1][0]):
             break
-        state = [tf.gather(part, [caption.row for caption in alive]) for part in state]
     if not finished:
         raise InputError("no caption satisfies the constraints; relax them")
     return [(words, each) for _, words, each in finished]
 
 
-class ConstrainedCaptioner(Captioner):
-    """A captioner whose captions satisfy the constraints of `caption`'s options."""
+def sample(step: Callable, limits: Constraints, n: int, rng, temperature=1.0, top_p=1.0) -> Found:
+    """Draw `n` captions by `rng`, a NumPy generator, in the order drawn.
 
-    def __init__(self, checkpoint: Checkpoint, options):
-        super().__init__(checkpoint, options.encoder)
-        self.limits = Constraints.parse(self.vocabulary, self.model.config.max_words, options)
-        self._step = tf.function(self.model.step, autograph=False, reduce_retracing=True)
+    A `temperature` below 1 prefers probable words. Only the most probable words, which have
+    `top_p` of the probability between them, are drawn (nucleus sampling, Holtzman et al. 2020).
+    """
+    found, rows = [([START], []) for _ in range(n)], [0] * n
+    for t in range(limits.max_words + 1):
+        scores = step([words[-1] for words, _ in found], rows)  # (n, V)
+        for row, (words, logs) in enumerate(found):
+            if words[-1] == END:
+                continue
+            scores[row, limits.blocked(words[1:])] = -np.inf
+            weights = np.exp((scores[row] - scores[row].max()) / temperature)
+            order = np.argsort(-weights)
+            sums = np.cumsum(weights[order])
+            most = np.searchsorted(sums, top_p * sums[-1]) + 1  # words, the fewest with top_p
+            drawn = order[np.searchsorted(sums[:most], rng.random() * sums[:most][-1])]
+            words.append(END if t == limits.max_words else int(drawn))
+            logs.append(float(scores[row, words[-1]]))
+        rows = range(n)
+    return [(words[1:], logs) for words, logs in found]
 
-    def caption_features(self, features, beam_width, length_penalty, n_best=1) -> list[Caption]:
-        """As `Captioner.caption_features`; InputError if no caption satisfies the constraints."""
-        search = (self.limits, max(beam_width, n_best), length_penalty, n_best)
-        captions = []
-        for feature in features:
-            start = self.model.encode_image(tf.constant(feature[None])), self.model.initial_state(1)
-            found = constrained_beam_search(self._step, *start, *search)
-            captions.append(Caption.from_search(self.vocabulary, *zip(*found, strict=True)))
-        return captions
+
+def constrained(
+    captioner, limits: Constraints, features, beam_width, length_penalty=LENGTH_PENALTY, n_best=1
+) -> list[Caption]:
+    """As `caption_features` of the captioner, within `limits`."""
+    search = (limits, max(beam_width, n_best), length_penalty, n_best)
+    found = (beam_search(captioner.begin(feature), *search) for feature in features)
+    return [Caption.from_search(captioner.vocabulary, captions) for captions in found]
 
 
-class SamplingCaptioner(Captioner):
-    """A captioner that draws its captions, see `sample`, as options say."""
+class Sampler:
+    """Draws captions of a captioner as `caption`'s options say."""
 
-    def __init__(self, checkpoint: Checkpoint, options):
-        super().__init__(checkpoint, options.encoder)
-        self._seed, self._images = options.seed, 0
-        how = (self.model.config.max_words, options.temperature, options.top_p)
-        signature = [tf.TensorSpec((1, *self.model.feature_shape)), tf.TensorSpec(2, tf.int32)]
+    def __init__(self, captioner, options):
+        self._captioner, self._options, self._images = captioner, options, itertools.count()
+        self._limits = Constraints(captioner.config.max_words)
 
-        def draw(features, seed):
-            return sample(self.model, features, options.sample, seed, *how)
-
-        self._draw = tf.function(draw, signature, autograph=False)
-
-    def caption_features(self, features: np.ndarray, **search) -> list[Caption]:
-        """Captions in the order drawn; the n-th image is drawn with the seed and n."""
-        captions = []
-        for feature in features.astype(np.float32):
-            drawn = self._draw(feature[None], [self._seed, self._images])
-            found = (part[0].numpy() for part in drawn)
-            captions.append(Caption.from_search(self.vocabulary, *found))
-            self._images += 1
+    def __call__(self, features: np.ndarray, **search) -> list[Caption]:
+        """As `caption_features` of the captioner; the n-th image is drawn with the seed and n."""
+        captions, how = [], self._options
+        for feature, image in zip(features, self._images, strict=False):
+            rng, step = np.random.default_rng([how.seed, image]), self._captioner.begin(feature)
+            found = sample(step, self._limits, how.sample, rng, how.temperature, how.top_p)
+            captions.append(Caption.from_search(self._captioner.vocabulary, found))
         return captions

@@ -108,7 +108,7 @@ def evaluate_models(options: argparse.Namespace) -> tuple:
     from captioning.prepared import Prepared
 
     prepared = Prepared(options.data)
-    captioners = [Captioner.load(path) for path in options.models]
+    captioners = [Captioner.load(path, names=False) for path in options.models]
     encoders = [captioner.checkpoint.encoder["name"] for captioner in captioners]
     caches = [FeatureCache.open(cache_folder(options.data, name)) for name in encoders]
     search = (options.beam_width, options.length_penalty)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import tensorflow as tf
 
@@ -19,7 +18,7 @@ class Ensemble:
     def __init__(self, models: Sequence):
         self.models = models
         self.feature_shape = max((model.feature_shape for model in models), key=len)  # of a grid
-        self.config = SimpleNamespace(max_words=min(model.config.max_words for model in models))
+        self.config = min((model.config for model in models), key=lambda config: config.max_words)
         self.compute_dtype = models[0].compute_dtype
 
     def encode_image(self, features):

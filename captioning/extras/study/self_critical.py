@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from captioning.config import Config
-from captioning.decoding import IMPOSSIBLE, Captions, decode
+from captioning.decoding import Captions, decode
 from captioning.metrics import CiderD
 from captioning.prepared import CaptionTokens
 from captioning.steps import Steps
@@ -24,20 +24,11 @@ SAMPLES = 5  # captions sampled per image
 CLIP_NORM = 1.0  # of the whole gradient
 
 
-def sample(model, features, samples, seed, max_words, temperature=1.0, top_p=1.0) -> Captions:
-    """Draw `samples` captions per image from the model's distribution.
-
-    A `temperature` below 1 prefers probable words. Only the most probable words, which have
-    `top_p` of the probability between them, are drawn (nucleus sampling, Holtzman et al. 2020).
-    """
+def sample(model, features, samples: int, seed, max_words: int) -> Captions:
+    """Draw `samples` captions per image from the model's distribution."""
 
     def draw(scores: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-        flat = tf.reshape(scores, (-1, tf.shape(scores)[-1])) / temperature
-        if top_p < 1:
-            ranked = tf.sort(tf.nn.softmax(flat), direction="DESCENDING")
-            kept = tf.cumsum(ranked, axis=-1, exclusive=True) < top_p
-            least = tf.reduce_min(tf.where(kept, ranked, 1.0), axis=-1, keepdims=True)
-            flat += IMPOSSIBLE * tf.cast(tf.nn.softmax(flat) < least, tf.float32)
+        flat = tf.reshape(scores, (-1, tf.shape(scores)[-1]))
         drawn = tf.random.stateless_categorical(flat, 1, seed + tf.stack([t, 0]))
         return tf.reshape(drawn, tf.shape(scores)[:2])
 

@@ -39,7 +39,7 @@ from captioning.files import shipped
 from captioning.images import Photograph, load_image
 
 LOCAL, ANY = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
-BEAM_WIDTHS = (1, 3, 5, 10)  # of a captioner that has all
+BEAM_WIDTHS = (1, 3, 5, 10)  # that the page offers
 MOST_CAPTIONS = 5  # of the beam: the best and its alternatives
 MAX_BYTES = 20_000_000  # of an image file
 READ_AT_ONCE = 4  # image files in memory; other requests wait unread
@@ -76,7 +76,7 @@ def main(options: argparse.Namespace) -> None:
         default = None if options.encoder else LIGHT
         captioner = load_captioner(options.model or default, encoder=options.encoder)
         grey = np.full((64, 64, 3), 127, np.uint8)
-        describe(captioner, grey, beam_widths(captioner)[1])  # compiles the search if it is Keras'
+        describe(captioner, grey, BEAM_WIDTH)  # compiles the search if it is Keras'
         model = Path(options.model).name if options.model else "the pretrained captioner"
         server = make_server(make_app(captioner, model, options.host))
         host = socket.gethostname() if options.host in ANY else options.host
@@ -95,23 +95,16 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"{problem}; choose another --port or --host") from None
 
 
-def beam_widths(captioner: PhotoCaptioner) -> tuple[tuple[int, ...], int]:
-    """The beam widths that the page offers, and the one that is chosen at first."""
-    widths = captioner.beam_widths or BEAM_WIDTHS
-    return widths, BEAM_WIDTH if BEAM_WIDTH in widths else widths[-1]
-
-
 def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1") -> Starlette:
     """The page, for requests to this computer or to `host`; one thread at a time captions."""
     host_names = {"localhost", host.lower(), socket.gethostname().lower()}
     photographs = [p for p in sorted(shipped("images").glob("*.jpg")) if p.stem != "captioned"]
     files = {name: FOLDER / name for name in ("page.css", "page.js")}
     files |= {f"examples/{path.name}": path for path in photographs}
-    widths, default_width = beam_widths(captioner)
     settings = {
         "model": model_name,
-        "widths": widths,
-        "width": default_width,
+        "widths": BEAM_WIDTHS,
+        "width": BEAM_WIDTH,
         "attention": captioner.has_attention,
         "examples": [path.name for path in photographs],
         "limit": MAX_BYTES,
@@ -129,9 +122,9 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
         return FileResponse(files[name])
 
     async def caption(request: Request) -> Response:
-        width = request.query_params.get("beam_width", str(default_width))
-        if width not in map(str, widths):
-            raise HTTPException(400, f"beam_width={width}: expected one of {widths}")
+        width = request.query_params.get("beam_width", str(BEAM_WIDTH))
+        if width not in map(str, BEAM_WIDTHS):
+            raise HTTPException(400, f"beam_width={width}: expected one of {BEAM_WIDTHS}")
         async with reading:
             photograph = io.BytesIO(await read_body(request))
             async with captioning:
@@ -164,11 +157,12 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
 def describe(captioner: PhotoCaptioner, photograph: Photograph, beam_width: int) -> dict:
     """Caption a photograph with beam search, and greedily if that gives another caption.
 
-    Returns JSON-ready `captions`, and as `alternatives` the beam's next best. With attention each
-    has `maps`: per word rows of 0..255, 255 where the model looked most. InputError: no picture.
+    Returns JSON-ready `captions`, as `alternatives` the beam's next best, and a `note`. With
+    attention each caption has `maps`: per word rows of 0..255, 255 where the model looked most.
+    InputError: no picture.
     """
     features = captioner.encode([load_image(photograph, captioner.image_size)])
-    n_best = 1 if captioner.beam_widths else min(beam_width, MOST_CAPTIONS)
+    n_best = min(beam_width, MOST_CAPTIONS)
     (best,) = captioner.caption_features(features, beam_width, n_best=n_best)
     (greedy,) = captioner.caption_features(features, 1) if beam_width > 1 else (best,)
 
@@ -190,7 +184,11 @@ def describe(captioner: PhotoCaptioner, photograph: Photograph, beam_width: int)
     if greedy.text != best.text:
         captions.append(to_json(greedy, 1))
     others = [other for other in best.alternatives if other.text != greedy.text]
-    return {"captions": captions, "alternatives": [to_json(other, beam_width) for other in others]}
+    seen = [f"{word} {p:.0%}" for word, p in (best.recognised or {}).items()]
+    note = f"Recognised: {', '.join(seen)}. " if seen else ""
+    note += "Unlike what the captioner has seen: the caption is a guess." if best.is_guess else ""
+    others = [to_json(other, beam_width) for other in others]
+    return {"captions": captions, "alternatives": others, "note": note}
 
 
 def is_known(host: str, names: set[str]) -> bool:

@@ -80,12 +80,13 @@ async function ask(file) {
 }
 
 function display(card) {
-  const { captions = [], alternatives = [], error } = card.result;
+  const { captions = [], alternatives = [], note, error } = card.result;
   const lines = captions.flatMap((caption, place) => captionElements(caption, place ? "Greedy: confidence" : ""));
   if (alternatives.length) {
     const more = alternatives.flatMap((caption) => captionElements(caption, "Alternative: confidence"));
     lines.push(create("details", "", create("summary", "note", "Alternatives"), ...more));
   }
+  if (note) lines.push(create("p", "note", note));
   if (error) lines.push(create("p", "error", error));
   card.element.classList.remove("waiting");
   card.element.querySelector(".captions").replaceChildren(...lines);
