@@ -38,7 +38,8 @@ def score(references: Sequence[Sequence[str]], hypotheses: Sequence[str], with_m
     InputError: no captions, lists of different lengths, or an image without references.
     """
     references, hypotheses = tokenized(references, hypotheses)
-    scores = {f"BLEU-{n}": value for n, value in enumerate(bleu(references, hypotheses), start=1)}
+    values = bleu(bleu_counts(references, hypotheses).sum(axis=0))
+    scores = {f"BLEU-{n}": value for n, value in enumerate(values, start=1)}
     scores["ROUGE-L"] = rouge_l(references, hypotheses).mean()
     scores["CIDEr-D"] = CiderD(references).scores(range(len(references)), hypotheses).mean()
     if with_meteor and importlib.util.find_spec("captioning.extras.study.meteor"):
@@ -84,22 +85,29 @@ def ngram_counts(tokens: Tokens) -> Counter[tuple]:
     return Counter(itertools.chain.from_iterable(ngrams))
 
 
-def bleu(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> list[float]:
-    """Return corpus BLEU-1 to BLEU-4 (Papineni et al. 2002), each from 0 to 1."""
-    from nltk.translate.bleu_score import corpus_bleu  # slow to import
+def bleu_counts(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> np.ndarray:
+    """Return what BLEU adds up over the images: (images, 10).
 
-    # In a caption shorter than n, NLTK counts one possible n-gram; the paper counts none.
-    lengths = range(1, LONGEST_NGRAM + 1)
-    surplus = [sum(len(caption) < n for caption in hypotheses) for n in lengths]
+    Columns: matched 1- to 4-grams, possible ones, words, words of the closest reference.
+    """
+    from nltk.translate.bleu_score import closest_ref_length, modified_precision  # slow to import
 
-    def smoothed(precisions, **_):
-        return [
-            (precision.numerator + BLEU_TINY) / (precision.denominator - extra + BLEU_SMALL)
-            for precision, extra in zip(precisions, surplus, strict=True)
-        ]
+    counts = np.zeros((len(hypotheses), 2 * LONGEST_NGRAM + 2))
+    for row, captions, hypothesis in zip(counts, references, hypotheses, strict=True):
+        for n in range(1, LONGEST_NGRAM + 1):
+            row[n - 1] = modified_precision(captions, hypothesis, n).numerator
+            row[LONGEST_NGRAM + n - 1] = max(0, len(hypothesis) - n + 1)
+        row[-2:] = len(hypothesis), closest_ref_length(captions, len(hypothesis))
+    return counts
 
-    weights = [(1 / n,) * n for n in lengths]
-    return corpus_bleu(references, hypotheses, weights, smoothing_function=smoothed)
+
+def bleu(counts: np.ndarray) -> np.ndarray:
+    """Return BLEU-1 to BLEU-4 (Papineni et al. 2002), 0 to 1: sums (..., 10) -> (..., 4)."""
+    matched, possible = counts[..., :LONGEST_NGRAM], counts[..., LONGEST_NGRAM:-2]
+    logs = np.log((matched + BLEU_TINY) / (possible + BLEU_SMALL))
+    means = np.cumsum(logs, axis=-1) / np.arange(1, LONGEST_NGRAM + 1)
+    ratio = (counts[..., -1:] + BLEU_SMALL) / (counts[..., -2:-1] + BLEU_TINY)  # of the lengths
+    return np.exp(means + np.minimum(0, 1 - ratio))
 
 
 def rouge_l(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> np.ndarray:
@@ -125,8 +133,7 @@ def _longest_common_subsequence(first: Tokens, second: Tokens) -> int:
     for token in first:
         before, lengths = lengths, [0]
         for j, other in enumerate(second):
-            longest = before[j] + 1 if token == other else max(before[j + 1], lengths[j])
-            lengths.append(longest)
+            lengths.append(before[j] + 1 if token == other else max(before[j + 1], lengths[j]))
     return lengths[-1]
 
 

@@ -3,13 +3,11 @@
 The others are functions of sums over the images: a resample's captions are not looked at again.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from captioning import metrics
-from captioning.metrics import BLEU_SMALL, BLEU_TINY, LONGEST_NGRAM, Tokens, ngram_counts
 
 RESAMPLES, AT_ONCE = 10_000, 100
 DIVERSITY = (
@@ -26,34 +24,12 @@ def statistics(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -
     references, hypotheses = metrics.tokenized(references, hypotheses)
     cider_d = metrics.CiderD(references).scores(range(len(references)), hypotheses)
     columns = (metrics.rouge_l(references, hypotheses), cider_d)
-    return np.column_stack([bleu_counts(references, hypotheses), *columns])
-
-
-def bleu_counts(references: Sequence[Sequence[Tokens]], hypotheses: Sequence[Tokens]) -> np.ndarray:
-    """What BLEU adds up over the images: (images, 10).
-
-    Columns: matched 1- to 4-grams, possible ones, words, words of the closest reference.
-    """
-    counts = np.zeros((len(hypotheses), 2 * LONGEST_NGRAM + 2))
-    for row, captions, hypothesis in zip(counts, references, hypotheses, strict=True):
-        most = Counter()
-        for caption in captions:
-            most |= ngram_counts(caption)
-        for ngram, count in ngram_counts(hypothesis).items():
-            row[len(ngram) - 1] += min(count, most[ngram])
-            row[LONGEST_NGRAM + len(ngram) - 1] += count
-        row[-2] = len(hypothesis)
-        row[-1] = min((abs(len(caption) - row[-2]), len(caption)) for caption in captions)[1]
-    return counts
+    return np.column_stack([metrics.bleu_counts(references, hypotheses), *columns])
 
 
 def scores_of(sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
     """Scores x 100 from `statistics` added up over `images`: (..., 12) -> metric -> (...)."""
-    matched, possible = sums[..., :LONGEST_NGRAM], sums[..., LONGEST_NGRAM : 2 * LONGEST_NGRAM]
-    logs = np.log((matched + BLEU_TINY) / (possible + BLEU_SMALL))
-    means = np.cumsum(logs, axis=-1) / np.arange(1, LONGEST_NGRAM + 1)
-    ratio = (sums[..., -3:-2] + BLEU_SMALL) / (sums[..., -4:-3] + BLEU_TINY)  # of the lengths
-    bleu = np.moveaxis(np.exp(means + np.minimum(0, 1 - ratio)), -1, 0)
+    bleu = np.moveaxis(metrics.bleu(sums[..., :-2]), -1, 0)
     scores = {f"BLEU-{n}": value for n, value in enumerate(bleu, start=1)}
     scores |= {"ROUGE-L": sums[..., -2] / images, "CIDEr-D": sums[..., -1] / images}
     return {name: 100 * value for name, value in scores.items()}
