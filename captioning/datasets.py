@@ -53,20 +53,21 @@ class CaptionDataset:
 
 
 def read_lines(expected: str, parse: Callable, path: Path, problems: list[str]) -> Rows:
-    """Yield the image name and the caption that `parse` finds in each line of a file."""
+    """Yield the image name and the caption, or captions, that `parse` finds in each line."""
     data = path.read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{path}: is UTF-16; save it as UTF-8")
     for number, line in enumerate(data.splitlines(), start=1):
         try:
-            name, text = map(str.strip, parse(line.decode("utf-8-sig")))
-        except (ValueError, csv.Error):
+            name, texts = parse(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError, csv.Error):
             name = ""
+        name = name.strip()
         if not name and line.strip():
             got = line.decode(errors="replace")[:40]
             problems.append(f"{path.name}, line {number}: expected {expected}; got {got!r}")
         elif name.lower() not in ("", "image", "image_name"):  # a blank line or header
-            yield name, [text], ""
+            yield name, [texts] if isinstance(texts, str) else texts, ""
 
 
 class Reader(NamedTuple):
@@ -226,9 +227,8 @@ def split_by_image(images: Iterable[str], seed: int, copies: Mapping[str, str] =
     drawn = set(images) - copies.keys()
     shuffled = sorted(drawn, key=lambda image: hashlib.sha256(f"{seed}:{image}".encode()).digest())
     held_out = max(1, len(shuffled) // 10) if len(shuffled) >= 3 else 0
-    split_of = dict.fromkeys(shuffled, "train")
-    split_of |= dict.fromkeys(shuffled[:held_out], "dev")
-    split_of |= dict.fromkeys(shuffled[held_out : 2 * held_out], "test")
+    drawn_splits = ["dev"] * held_out + ["test"] * held_out + ["train"] * len(shuffled)
+    split_of = dict(zip(shuffled, drawn_splits, strict=False))
     split_of |= {image: split_of[original] for image, original in copies.items()}
     splits = {split: sorted(i for i in split_of if split_of[i] == split) for split in SPLITS}
     return {split: names for split, names in splits.items() if names}

@@ -12,31 +12,21 @@ from pathlib import Path, PureWindowsPath
 from unicodedata import normalize
 
 from captioning import datasets
-from captioning.datasets import Captions, Reader, Rows, Splits, read_csv, read_tokens
+from captioning.datasets import Captions, Reader, Rows, Splits, read_csv, read_lines, read_tokens
 from captioning.errors import InputError, reason
 
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 COCO_NAME = re.compile(r"(?:.*/)?(?:coco_(?:train|val)2014_)?([0-9]{12})(?=$|\.jpg$)")
 
 
-def read_jsonl(path: Path, problems: list[str]) -> Rows:
-    """Read lines `{"image": "a.jpg", "caption": "..."}`, or with `"captions": [...]`."""
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # ValueError: also a number of thousands of digits
-            row = None
-        match row:
-            case {"image": str(name), "captions": list(texts)} if _are_texts(name, *texts):
-                yield name.strip(), texts, ""
-            case {"image": str(name), "caption": text} if _are_texts(name, text):
-                yield name.strip(), [text], ""
-            case _:
-                expected = 'expected {"image": "a.jpg", "caption": "..."}'
-                got = line.decode(errors="replace")[:40]
-                problems.append(f"{path.name}, line {number}: {expected}; got {got!r}")
+def parse_json(line: str) -> tuple[str, str | list[str]]:
+    """The name and what is written of `{"image": "a.jpg", "caption": "..."}`, or `"captions"`."""
+    match json.loads(line):
+        case {"image": str(name), "captions": list(texts)} if _are_texts(name, *texts):
+            return name, texts
+        case {"image": str(name), "caption": text} if _are_texts(name, text):
+            return name, text
+    raise ValueError
 
 
 def read_karpathy(path: Path, problems: list[str]) -> Rows:
@@ -99,8 +89,9 @@ def _load(path: Path, *lists: str) -> dict[str, list]:
 
 
 FLICKR8K, FLICKR30K, COCO = (f"dataset_{name}.json" for name in ("flickr8k", "flickr30k", "coco"))
+read_json_lines = partial(read_lines, '{"image": "a.jpg", "caption": "..."}', parse_json)
 read_bars = partial(
-    datasets.read_lines, "image.jpg| 0| a caption", partial(re.split, r"\|[^|]*\|", maxsplit=1)
+    read_lines, "image.jpg| 0| a caption", partial(re.split, r"\|[^|]*\|", maxsplit=1)
 )
 READERS = (
     Reader("results_20130124.token", "flickr30k", FLICKR30K, read_tokens),
@@ -108,7 +99,7 @@ READERS = (
     Reader("captions_*2014.json", "coco-2014", COCO, read_coco),
     Reader("captions_*2017.json", "coco-2017", COCO, read_coco),
     Reader("captions.csv", "plain-csv", "", read_csv),
-    Reader("captions.jsonl", "plain-jsonl", "", read_jsonl),
+    Reader("captions.jsonl", "plain-jsonl", "", read_json_lines),
     Reader(FLICKR8K, "karpathy-flickr8k", "", read_karpathy),
     Reader(FLICKR30K, "karpathy-flickr30k", "", read_karpathy),
     Reader(COCO, "karpathy-coco", "", read_karpathy),
