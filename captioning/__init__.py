@@ -25,16 +25,13 @@ def load_captioner(path=None, *others, encoder=None, names=True):
 
         captioner = LightCaptioner(path)
         return captioner.with_names() if names else captioner
-    from captioning.startup import import_tensorflow
+    from captioning import Captioner  # and with it TensorFlow
 
-    import_tensorflow()
     if others:
         from captioning.extras.study.ensemble import load_ensemble
 
         captioner = load_ensemble([path, *others], encoder)
         return captioner.with_names() if names else captioner
-    from captioning.captioner import Captioner
-
     return Captioner.load(path, encoder, names)
 
 

@@ -15,7 +15,6 @@ from captioning.config import BEAM_WIDTH, add_search_options
 from captioning.errors import InputError, log
 from captioning.extras.study import bootstrap
 from captioning.files import require_writable
-from captioning.startup import import_tensorflow
 
 CHANCE = 0.05  # a difference with a smaller p-value is called more than chance
 SHOWN = 5  # images that are printed of each side
@@ -101,16 +100,15 @@ def main(options: argparse.Namespace) -> None:
 
 def evaluate_models(options: argparse.Namespace) -> tuple:
     """The Prepared folder and, of each of `options.models`, Captioner, cache and Evaluation."""
-    import_tensorflow()
-    from captioning.captioner import Captioner
+    from captioning import Captioner  # and with it TensorFlow
     from captioning.evaluation import evaluate
-    from captioning.features import FeatureCache, cache_folder
+    from captioning.features import open_caches
     from captioning.prepared import Prepared
 
     prepared = Prepared(options.data)
     captioners = [Captioner.load(path, names=False) for path in options.models]
     encoders = [captioner.checkpoint.encoder["name"] for captioner in captioners]
-    caches = [FeatureCache.open(cache_folder(options.data, name)) for name in encoders]
+    caches = [open_caches(options.data, name, mirrored=False)[0] for name in encoders]
     search = (options.beam_width, options.length_penalty)
     pairs = zip(captioners, caches, strict=True)
     results = [evaluate(model, prepared, options.split, cache, *search) for model, cache in pairs]
