@@ -6,8 +6,6 @@ person's score against the others shows what a metric counts as good.
 """
 
 import dataclasses
-import itertools
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -65,18 +63,15 @@ def evaluate(
     images = _unseen(captioner.checkpoint.facts, cache, images, split)
     captions = captioner.caption_cached(cache, images, *search)
     references = [all_references[image] for image in images]
-    is_english = prepared.vocabulary.tokenizer == "words"
-    scores = metrics.score(references, captions, with_meteor=is_english)
+    scores = metrics.score(references, captions, with_meteor=True)
     tokens, said = metrics.tokenized(references, captions)
     cider_d = 100 * CiderD(tokens).scores(range(len(images)), said)
-    training = prepared.references("train") if "train" in prepared.splits else []
-    floor, baselines = "", {}
-    if training:
-        floor = constant_caption(training)
-        baselines["constant caption"] = [floor] * len(images)
+    training = prepared.references("train")
+    floor = constant_caption(training)
+    baselines = {"constant caption": [floor] * len(images)}
     if len(images) > 1:
         baselines["images shuffled"] = shuffled(captions, seed=0)
-    if training and split != "train":
+    if split != "train":
         rows = cache.rows(prepared.images("train"))
         baselines["nearest training image"] = nearest_training_captions(
             cache.pooled[rows[rows >= 0]],
@@ -86,7 +81,7 @@ def evaluate(
     rows = {name: metrics.score(references, texts) for name, texts in baselines.items()}
     if min(map(len, references)) > 1:
         rows["one person against the others"] = one_against_the_others(references)
-    diversity = metrics.diversity(captions, itertools.chain.from_iterable(training))
+    diversity = metrics.diversity(captions, [text for image in training for text in image])
     return Evaluation(split, images, captions, references, scores, cider_d, rows, floor, diversity)
 
 
@@ -115,7 +110,7 @@ def constant_caption(training_captions: Sequence[Sequence[str]]) -> str:
     The mean is over 1,000 training images, evenly spaced.
     """
     captions = [[scoring_tokens(caption) for caption in image] for image in training_captions]
-    chosen = captions[:: math.ceil(len(captions) / TYPICAL_IMAGES)]
+    chosen = captions[:: -(-len(captions) // TYPICAL_IMAGES)]
     scorer, images = CiderD(chosen, captions), range(len(chosen))
     occurrences = Counter(tuple(caption) for image in captions for caption in image)
     candidates = [caption for caption, _ in occurrences.most_common(TYPICAL_CANDIDATES)]
@@ -133,18 +128,14 @@ def nearest_training_captions(
     """
     tokens = [[scoring_tokens(caption) for caption in image] for image in train_captions]
     scorer = CiderD(tokens)
-    candidates, copied = _unit(train_features), []
+    lengths = np.linalg.norm(train_features, axis=1)
+    directions, copied = train_features.T / np.maximum(lengths, 1e-30), []  # (channels, n)
     for start in range(0, len(features), SIMILARITY_ROWS):
-        similarities = _unit(features[start : start + SIMILARITY_ROWS]) @ candidates.T
+        similarities = features[start : start + SIMILARITY_ROWS] @ directions
         for image in similarities.argmax(axis=1).tolist():
             best = scorer.scores([image] * len(tokens[image]), tokens[image]).argmax()
             copied.append(train_captions[image][best])
     return copied
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
 
 
 def shuffled(captions: Sequence[str], seed: int) -> list[str]:
