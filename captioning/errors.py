@@ -46,18 +46,17 @@ def run(main: Callable[[], int | None], interrupted: str) -> NoReturn:
 
     signal.signal(signal.SIGINT, stop)
     sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not UTF-8
+    status = 2
     try:
         status = main() or 0
         sys.stdout.flush()
     except InputError as error:
         log(f"error: {error}")
-        status = 2
     except ModuleNotFoundError as error:
         if error.name.partition(".")[0] == "captioning":
             raise
         remedy = '. .venv/bin/activate, or pip install ".[train]"'
         log(f"error: {error.name} is not installed in this environment; {remedy}")
-        status = 2
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # as in `| head`
             log(f"error: {error}")
@@ -67,6 +66,5 @@ def run(main: Callable[[], int | None], interrupted: str) -> NoReturn:
         if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
             raise
         log("error: out of memory; use a smaller --batch-size, --units or --beam-width")
-        status = 2
     gc.freeze()  # a last collection over all of TensorFlow takes most of a second
     sys.exit(status)

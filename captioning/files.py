@@ -8,7 +8,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -49,10 +48,9 @@ def replacing(path: str | os.PathLike, size: int | None = None) -> Iterator[Path
 
 
 def _discard_temporaries(folder: Path) -> None:
-    for path in folder.iterdir():
-        if re.fullmatch(r"\..+\.captioning-\d+(\..+)?", path.name):  # of killed runs, see above
-            with contextlib.suppress(OSError):
-                path.unlink()
+    for path in folder.glob(".*.captioning-[0-9]*"):  # of killed runs, see above
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def replace_together(files: dict[Path, bytes]) -> None:

@@ -73,10 +73,8 @@ class Run:
         checkpoint = dataclasses.replace(self._checkpoint, facts=self._checkpoint.facts | facts)
         checkpoint.save(self._epoch_file(row["epoch"]))
         self._copy_best()
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.history)
+        text, values = io.StringIO(), [epoch.values() for epoch in self.history]
+        csv.writer(text, lineterminator="\n").writerows([row, *values])
         write_bytes(self.folder / "history.csv", text.getvalue().encode())
         save_figure(history_figure(self.history), self.folder / "curves.png")
         tensors = {f"{n:04}": np.asarray(v) for n, v in enumerate(self.variables)}

@@ -15,10 +15,9 @@ ENGLISH = {"a", "an", "and", "the", "with"}  # 23% of Flickr8k's words
 def meteor(references: Sequence[Sequence[list]], hypotheses: Sequence[list]) -> float | None:
     """METEOR 1.5 for English (Denkowski and Lavie 2014), from 0 to 1; None if impossible."""
     words = [word for captions in references for caption in captions for word in caption]
-    if sum(word in ENGLISH for word in words) < len(words) / 8:
-        return None
+    is_english = sum(word in ENGLISH for word in words) >= len(words) / 8
     java, package = shutil.which("java"), importlib.util.find_spec("pycocoevalcap")
-    if java is None or package is None:
+    if not is_english or java is None or package is None:
         return None
     jar = Path(package.submodule_search_locations[0], "meteor", "meteor-1.5.jar")
     # The program takes equally many references for every image and keeps the best match.

@@ -84,7 +84,6 @@ def build_report(result: Evaluation, facts, captioner, prepared, cache, other=No
 
 def write_report(path: str | os.PathLike, report: Report) -> None:
     """Write `report` as one self-contained HTML page, or InputError if that is impossible."""
-
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     images = sorted(report.images, key=lambda image: (-image.cider_d, image.image))
     cider_d = [image.cider_d for image in images]
