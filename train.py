@@ -57,6 +57,7 @@ from captioning.batches import Split
 from captioning.checkpoint import Checkpoint, build_decoder, feature_shape
 from captioning.features import open_caches
 from captioning.model import MergeDecoder
+from captioning.plots import best_epoch
 from captioning.prepared import Prepared
 from captioning.runs import BEST_FILE, Run
 from captioning.steps import OneDevice, Steps
@@ -268,7 +269,7 @@ def print_settings(model: MergeDecoder, train: Split) -> None:
 def print_end(run: Run, data: str) -> None:
     """Where the results are, and how to score them."""
     best = run.folder / BEST_FILE
-    log(f"* best epoch: {run.best_epoch}, see {best}; curves: {run.folder / 'curves.png'}")
+    log(f"* best epoch: {best_epoch(run.history)}, see {best}; curves: {run.folder / 'curves.png'}")
     log(f"next: python test.py --split dev --data {data} --model {best} --beam-width 5")
 
 
@@ -284,7 +285,7 @@ def epoch_line(run: Run, epochs: int, minutes: float, sample: str) -> str:
         f"epoch {row['epoch']:>3}/{epochs}  {learned}  "
         f"dev loss {row['dev_loss']:.3f}  perplexity {row['dev_perplexity']:6.2f}  "
         f"BLEU-4 {row['dev_BLEU-4']:5.2f}  CIDEr-D {row['dev_CIDEr-D']:6.2f}"
-        f"{'*' if row['epoch'] == run.best_epoch else ' '}  {minutes:.1f} min, "
+        f"{'*' if row['epoch'] == best_epoch(run.history) else ' '}  {minutes:.1f} min, "
         f"{left:.0f} left  {sample}"
     )
 

@@ -27,12 +27,10 @@ def training_epochs(captions: int) -> int:
 class _Watched(list):
     """Captions that count the passes over them on a progress bar."""
 
-    def __init__(self, captions, bar: tqdm):
-        super().__init__(captions)
-        self._bar = bar
+    bar: tqdm
 
     def __iter__(self):
-        self._bar.update()
+        self.bar.update()
         return super().__iter__()
 
 
@@ -42,8 +40,9 @@ def train_fasttext(token_lists: Sequence[Sequence[str]], dimension=200, epochs=1
 
     options = {"sg": 1, "min_count": 1, "bucket": 100_000}  # captions have few subwords: 30,000
     options |= {"vector_size": dimension, "epochs": epochs, "seed": seed, "workers": 1}
-    with tqdm(desc="FastText", total=epochs + 1, unit=" passes", leave=False) as bar:
-        vectors = FastText(_Watched(token_lists, bar), **options).wv
+    captions = _Watched(token_lists)
+    with tqdm(desc="FastText", total=epochs + 1, unit=" passes", leave=False) as captions.bar:
+        vectors = FastText(captions, **options).wv
     return WordVectors(dimension, {word: vectors[word] for word in vectors.index_to_key})
 
 

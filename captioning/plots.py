@@ -42,13 +42,18 @@ def save_figure(figure: plt.Figure, path: str | Path) -> None:
         figure.savefig(temporary, dpi="figure", format=Path(path).suffix[1:])
 
 
+def best_epoch(history: list[dict]) -> int:
+    """The epoch with the highest CIDEr-D on dev, of equals that with the lowest loss."""
+    return max(history, key=lambda row: (row["dev_CIDEr-D"], -row["dev_loss"]))["epoch"]
+
+
 @plt.rc_context()
 def history_figure(history: list[dict], panels=PANELS) -> plt.Figure:
     """Draw training curves, with the best and the self-critical epochs, from a row per epoch."""
     use_style()
     epochs = [row["epoch"] for row in history]
     critical = [row["epoch"] for row in history if row.get("reward") is not None]
-    best = max(history, key=lambda row: (row["dev_CIDEr-D"], -row["dev_loss"]))["epoch"]
+    best = best_epoch(history)
     figure = plt.Figure(figsize=(4.3 * len(panels), 3.6))
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, unit, labels) in zip(grid, panels, strict=True):

@@ -10,7 +10,7 @@ import numpy as np
 from captioning.checkpoint import Checkpoint
 from captioning.errors import InputError, log
 from captioning.files import read_tensors, tensor_bytes, write_bytes
-from captioning.plots import history_figure, save_figure
+from captioning.plots import best_epoch, history_figure, save_figure
 
 STATE_FILE, BEST_FILE = "resume.safetensors", "best.safetensors"
 
@@ -25,12 +25,6 @@ class Run:
     def __init__(self, folder: str, checkpoint: Checkpoint, variables: list, settings: dict):
         self.folder, self.history = Path(folder), []
         self.variables, self._checkpoint, self._settings = variables, checkpoint, settings
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch with the highest CIDEr-D on dev, of equals that with the lowest loss."""
-        best = max(self.history, key=lambda row: (row["dev_CIDEr-D"], -row["dev_loss"]))
-        return best["epoch"]
 
     def resume(self) -> None:
         """Restore the state after the last completed epoch, if there is one.
@@ -85,4 +79,5 @@ class Run:
         return self.folder / f"epoch-{epoch:03}.safetensors"
 
     def _copy_best(self) -> None:
-        write_bytes(self.folder / BEST_FILE, self._epoch_file(self.best_epoch).read_bytes())
+        best = self._epoch_file(best_epoch(self.history))
+        write_bytes(self.folder / BEST_FILE, best.read_bytes())
