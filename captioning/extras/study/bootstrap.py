@@ -27,22 +27,17 @@ def statistics(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -
     return np.column_stack([metrics.bleu_counts(references, hypotheses), *columns])
 
 
-def scores_of(sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
-    """Scores x 100 from `statistics` added up over `images`: (..., 12) -> metric -> (...)."""
-    bleu = np.moveaxis(metrics.bleu(sums[..., :-2]), -1, 0)
-    scores = {f"BLEU-{n}": value for n, value in enumerate(bleu, start=1)}
-    scores |= {"ROUGE-L": sums[..., -2] / images, "CIDEr-D": sums[..., -1] / images}
-    return {name: 100 * value for name, value in scores.items()}
-
-
 def bootstrap(statistics: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
     """Score 10,000 resamples of the images, the same for each model: metric -> (resamples,)."""
-    rng, images, sums = np.random.default_rng(seed), len(statistics), []
+    rng, images, drawn_sums = np.random.default_rng(seed), len(statistics), []
     for _ in range(RESAMPLES // AT_ONCE):
         drawn = rng.integers(images, size=(AT_ONCE, images)) + images * np.arange(AT_ONCE)[:, None]
         times = np.bincount(drawn.ravel(), minlength=AT_ONCE * images).reshape(AT_ONCE, images)
-        sums.append(times @ statistics)
-    return scores_of(np.concatenate(sums), images)
+        drawn_sums.append(times @ statistics)
+    sums = np.concatenate(drawn_sums)  # (resamples, 12)
+    scores = {f"BLEU-{n}": value for n, value in enumerate(metrics.bleu(sums[:, :-2]).T, start=1)}
+    scores |= {"ROUGE-L": sums[:, -2] / images, "CIDEr-D": sums[:, -1] / images}
+    return {name: 100 * value for name, value in scores.items()}
 
 
 def interval(values: np.ndarray) -> list[float]:
