@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 from unicodedata import normalize
 
-from captioning import datasets
-from captioning.datasets import Captions, Reader, Rows, Splits, read_csv, read_lines, read_tokens
+from captioning import readers
 from captioning.errors import InputError, reason
+from captioning.readers import Captions, Reader, Rows, Splits, read_csv, read_lines, read_tokens
 
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 COCO_NAME = re.compile(r"(?:.*/)?(?:coco_(?:train|val)2014_)?([0-9]{12})(?=$|\.jpg$)")
@@ -111,7 +111,7 @@ def find_reader(folder: Path, files: list[Path]) -> Reader:
     if reader := next((reader for reader in READERS if reader.find(files)), None):
         return reader
     finding = "no data set of a known layout" if folder.is_dir() else "no such folder"
-    expected = ", ".join(f"{r.pattern} ({r.layout})" for r in (*datasets.READERS, *READERS))
+    expected = ", ".join(f"{r.pattern} ({r.layout})" for r in (*readers.READERS, *READERS))
     remedy = f"get Flickr8k with: python -m captioning download --to {folder}"
     raise InputError(f"{folder}: {finding}; expected images and one of {expected}\n{remedy}")
 
