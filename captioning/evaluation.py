@@ -63,7 +63,8 @@ def evaluate(
     images = _unseen(captioner.checkpoint.facts, cache, images, split)
     captions = captioner.caption_cached(cache, images, *search)
     references = [all_references[image] for image in images]
-    scores = metrics.score(references, captions, with_meteor=True)
+    is_english = prepared.vocabulary.tokenizer == "words"
+    scores = metrics.score(references, captions, with_meteor=is_english)
     tokens, said = metrics.tokenized(references, captions)
     cider_d = 100 * CiderD(tokens).scores(range(len(images)), said)
     training = prepared.references("train")
