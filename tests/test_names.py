@@ -83,6 +83,7 @@ def test_classes_have_words_and_kinds_have_forms():
         ("a dog is on the grass", {"elephant": 0.6}, "an elephant is on the grass"),
         ("a dog is on the grass", {"polar_bear": 0.6}, "a polar bear is on the grass"),
         ("dogs is on the grass", {"koala": 0.6}, "koalas is on the grass"),
+        ("dogs is on the grass", {"cat": 0.6}, None),  # the vocabulary has no cats
         ("a dog is on the grass", {"cat": 0.6}, "a cat is on the grass"),
         ("a cat is on the grass", {"cat": 0.6}, None),
         ("a dog is on the grass", {"koala": 0.2}, None),  # not sure
@@ -119,9 +120,12 @@ def test_names_are_given_with_the_bundled_cnn_and_english_words_alone():
 
 
 def test_what_the_captioner_has_never_seen_is_a_guess_or_named_alone(monkeypatch):
-    monkeypatch.setattr(names, "is_familiar", lambda feature: False)
     monkeypatch.setattr(Scripted, "source", str(LIGHT))
+    monkeypatch.setattr(names, "familiarity", lambda feature: 0.95)
+    assert named("a man is on the grass", screwdriver=0.9).is_guess
+    monkeypatch.setattr(names, "familiarity", lambda feature: 0.8)
     assert named("a man is on the grass", screwdriver=0.9).text == "a screwdriver"
+    assert named("a man is on the grass", cup_of_coffee=0.9).text == "a cup of coffee"
     assert named("a man is on the grass", screwdriver=0.4).is_guess
     assert not named("a dog is on the grass", koala=0.6).is_guess
 
@@ -143,6 +147,6 @@ def test_the_shipped_captioner_names_animals_that_flickr8k_does_not_show(script)
 def test_training_pictures_are_familiar_and_noise_is_not():
     captioner = LightCaptioner(LIGHT)
     noise = np.random.default_rng(0).integers(0, 256, (260, 260, 3), dtype=np.uint8)
-    assert not names.is_familiar(captioner.encode([noise])[0])
+    assert names.familiarity(captioner.encode([noise])[0]) < names.STRANGE
     _, centroids = names.training_images()
-    assert names.is_familiar(7 * centroids[3])
+    assert names.familiarity(7 * centroids[3]) > 1

@@ -30,6 +30,7 @@ from captioning.vocabulary import START
 SURE = {"creature": 0.3}  # group -> probability from which a thing is named
 LIKELY = {"creature": 0.25}  # group -> least confidence of the caption, relative to that before
 SURE_OF_OTHERS, LIKELY_OF_OTHERS = 0.5, 0.5  # of all other groups
+STRANGE = 0.9  # `familiarity` below which the name of a thing is all that is said
 OFTEN = 0.01  # of the training captions: the captioner itself knows a word that is in so many
 FAMILIAR = shipped("data/pretrained/familiar.safetensors")
 SHIPPED = (LIGHT, LIGHT.with_suffix(".safetensors"))  # the captioners that have it
@@ -51,11 +52,6 @@ class Kind(NamedTuple):
 
     group: str  # of kinds that are alike
     words: dict[str, str]  # singular -> plural
-
-    @property
-    def forms(self) -> set[str]:
-        """Singulars and plurals."""
-        return {*self.words, *self.words.values()}
 
 
 @functools.cache
@@ -98,11 +94,14 @@ def recognise(feature: np.ndarray) -> list[Thing]:
     return [Thing(*key, sums[key]) for key in sorted(sums, key=sums.get, reverse=True)]
 
 
-def is_familiar(feature: np.ndarray) -> bool:
-    """Whether features (P, C) or (C,) are like those of Flickr8k's training images."""
+def familiarity(feature: np.ndarray) -> float:
+    """How like Flickr8k's training images a picture is, by its features (P, C) or (C,).
+
+    The cosine similarity to the nearest centroid; 1 is what 99 % of the dev images have at least.
+    """
     header, centroids = training_images()
     pooled = feature.reshape(-1, centroids.shape[1]).mean(0, np.float32)
-    return (centroids @ pooled).max() >= header["similarity"] * np.linalg.norm(pooled)
+    return float((centroids @ pooled).max() / np.linalg.norm(pooled) / header["similarity"])
 
 
 class Namer:
@@ -118,45 +117,51 @@ class Namer:
         """As `PhotoCaptioner.caption_features`; `named` counts the names that were given."""
         captions = self._find(features, *search, **options)
         for i, feature in enumerate(features if self._is_usable else ()):
-            familiar = not self._is_shipped or is_familiar(feature)
-            captions[i] = name(self._captioner, feature, captions[i], familiar)
+            likeness = familiarity(feature) if self._is_shipped else 1.0
+            captions[i] = name(self._captioner, feature, captions[i], likeness)
         self.named += sum(bool(caption.name) for caption in captions)
         return captions
 
 
-def name(captioner: PhotoCaptioner, feature: np.ndarray, caption: Caption, is_familiar) -> Caption:
+def name(captioner: PhotoCaptioner, feature: np.ndarray, caption: Caption, likeness) -> Caption:
     """The caption of an encoded image, or another with the name of what is surely in it."""
     things = recognise(feature)
     seen = {t.word: round(t.probability, 4) for t in things if t.probability >= SHOWN}
-    caption = replace(caption, recognised=seen, is_guess=not is_familiar)
-    thing, vocabulary = things[0], captioner.vocabulary
+    caption, thing = replace(caption, recognised=seen, is_guess=likeness < 1), things[0]
     group = kinds()[thing.kind].group if thing.kind in kinds() else ""
     is_said = not {thing.word, thing.plural, *thing.word.split()}.isdisjoint(caption.words)
+    vocabulary = captioner.vocabulary
     count = dict(zip(vocabulary.words, vocabulary.counts, strict=True)).get(thing.word, 0)
     is_often_seen = count > OFTEN * vocabulary.counts[START]  # times, of so many captions
     if is_said or is_often_seen or thing.probability < SURE.get(group, SURE_OF_OTHERS):
         return caption
-    if group and (found := rephrase(captioner, feature, caption, thing)):
-        return replace(found, name=thing.word, is_guess=False)
-    if is_familiar or thing.probability < SURE_OF_OTHERS:
+    found = None
+    if group == "creature" or (group and likeness >= STRANGE):
+        found = rephrase(captioner, feature, caption, thing)
+    elif likeness < STRANGE:
+        article = "" if thing.word == thing.plural else f"{_article(thing.word)} "
+        words = tuple(f"{article}{thing.word}".split())
+        found = Caption(" ".join(words), words, (thing.probability,) * (len(words) + 1))
+    if not found:
         return caption
-    words = [thing.word] if thing.word == thing.plural else [article(thing.word), thing.word]
-    words = tuple(" ".join(words).split())
-    found = replace(caption, text=" ".join(words), words=words, name=thing.word, is_guess=False)
-    return replace(found, probabilities=(thing.probability,) * (len(words) + 1))
+    others = caption.alternatives
+    return replace(found, alternatives=others, name=thing.word, recognised=seen, is_guess=False)
 
 
 def rephrase(captioner, feature: np.ndarray, caption: Caption, thing: Thing) -> Caption | None:
     """A caption with a thing that `caption` lacks, if it is not too improbable."""
-    kind, vocabulary = kinds()[thing.kind], captioner.vocabulary
+    kind, vocabulary, said = kinds()[thing.kind], captioner.vocabulary, set(caption.words)
     is_creature, is_known = kind.group == "creature", thing.word in vocabulary
-    people = _forms("people") if is_creature else set()  # the captioner's guess; ImageNet has none
-    rivals, said = _forms(kind.group, "creature"), set(caption.words)
-    if not is_known and said & (rivals if is_creature else kind.forms) and not said & people:
+    people = _forms("people") if is_creature else {}  # the captioner's guess; ImageNet has none
+    rivals = _forms(kind.group, "creature")
+    kin = rivals if is_creature else kind.words
+    if not is_known and said & _both(kin) and not said & _both(people):
         return _put(thing, caption)
+    own = {thing.word: thing.plural} if is_known else kind.words
+    is_plural = not said.isdisjoint(set(rivals.values()) - rivals.keys())
     required, others = (
-        frozenset(vocabulary.encode(filter(vocabulary.__contains__, forms))[1:-1])
-        for forms in ({thing.word, thing.plural} if is_known else kind.forms, rivals | people)
+        frozenset(vocabulary.encode(filter(vocabulary.__contains__, words))[1:-1])
+        for words in (own.values() if is_plural else own, _both(rivals) | _both(people))
     )
     limits = Constraints.of(captioner.config, BEAM_WIDTH)
     limits = limits._replace(required=frozenset({required}), forbidden=others - required)
@@ -166,33 +171,33 @@ def rephrase(captioner, feature: np.ndarray, caption: Caption, thing: Thing) -> 
         return None
     if found.confidence < LIKELY.get(kind.group, LIKELY_OF_OTHERS) * caption.confidence:
         return None
-    found = replace(found, recognised=caption.recognised, alternatives=caption.alternatives)
     return found if is_known else _put(thing, found)
 
 
-def article(word: str) -> str:
-    """The indefinite article of a word."""
+def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" and not word.startswith("uni") else "a"
 
 
-def _forms(*groups: str) -> set[str]:
-    return set().union(*(kind.forms for kind in kinds().values() if kind.group in groups))
+def _forms(*groups: str) -> dict[str, str]:
+    """Singulars and plurals of the words of groups."""
+    found = {}
+    for kind in kinds().values():
+        found |= kind.words if kind.group in groups else {}
+    return found
+
+
+def _both(forms: dict[str, str]) -> set[str]:
+    return {*forms, *forms.values()}
 
 
 def _put(thing: Thing, caption: Caption) -> Caption:
     """Put a thing in the place of the words for things of its group, after the right article."""
-    group, words, probabilities = kinds()[thing.kind].group, [], []
-    replaced = {}
-    for kind in kinds().values():
-        if kind.group == group:
-            replaced |= dict.fromkeys(kind.words.values(), thing.plural)
-            replaced |= dict.fromkeys(kind.words, thing.word)
+    forms, words, probabilities = _forms(kinds()[thing.kind].group), [], []
+    replaced = dict.fromkeys(forms.values(), thing.plural) | dict.fromkeys(forms, thing.word)
     for word, probability in zip(caption.words, caption.probabilities, strict=False):
         new = replaced.get(word, word).split()
         if word in replaced and words[-1:] in (["a"], ["an"]):
-            words[-1] = article(new[0])
+            words[-1] = _article(new[0])
         words += new
         probabilities += [probability] * len(new)
-    end = caption.probabilities[-1]
-    found = replace(caption, text=" ".join(words), words=tuple(words))
-    return replace(found, probabilities=(*probabilities, end))
+    return Caption(" ".join(words), tuple(words), (*probabilities, caption.probabilities[-1]))
