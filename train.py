@@ -286,7 +286,7 @@ def epoch_line(run: Run, epochs: int, minutes: float, sample: str) -> str:
         f"dev loss {row['dev_loss']:.3f}  perplexity {row['dev_perplexity']:6.2f}  "
         f"BLEU-4 {row['dev_BLEU-4']:5.2f}  CIDEr-D {row['dev_CIDEr-D']:6.2f}"
         f"{'*' if row['epoch'] == best_epoch(run.history) else ' '}  {minutes:.1f} min, "
-        f"{left:.0f} left  {sample}"
+        f"{left:.0f} min left  {sample}"
     )
 
 

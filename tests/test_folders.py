@@ -144,7 +144,7 @@ def tags(path):
 @needs_exiftool
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 def test_metadata_is_written_and_all_else_stays(suffix, tmp_path, captioner):
-    name = "two\nlines é" if suffix == "png" else "a $picture @home & <"
+    name = "two\nlines é" if suffix == "png" else "a $picture %d @home & <"
     path = tmp_path / f"{name}.{suffix}"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     (exif := Image.Exif()).update({0x010E: "a description of old", 0x0112: 6})

@@ -24,7 +24,7 @@ from captioning.vocabulary import END
 ROOT = Path(__file__).resolve().parent.parent
 EPOCH = re.compile(
     r"epoch +(\d+)/(\d+)  (train loss|reward) +[\d.]+  dev loss [\d.]+  perplexity +[\d.]+  "
-    r"BLEU-4 +[\d.]+  CIDEr-D +[\d.]+[* ]  [\d.]+ min, \d+ left  .*"
+    r"BLEU-4 +[\d.]+  CIDEr-D +[\d.]+[* ]  [\d.]+ min, \d+ min left  .*"
 )
 COMMAND = "captioning/__main__.py"  # python -m captioning
 SIZES = ["--batch-size", "12", "--units", "16", "--heads", "2", "--dropout", "0.2"]

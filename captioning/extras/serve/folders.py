@@ -43,6 +43,8 @@ class Outputs:
             self.places.append(Sidecars())
         if options.write_metadata:
             self.places.append(Metadata())
+        if self.existing != "skip" and not self.places:
+            raise InputError("--existing goes with --csv, --sidecar or --write-metadata")
 
     def todo(self, images: Iterable[Path]) -> Iterator[Path]:
         """The images that some place needs a caption of."""
@@ -202,8 +204,9 @@ class Metadata:
             text = html.escape("\n".join(filter(None, texts))).replace("\n", "&#10;")
             arguments.append(f"-{tag}-x-default={text}")
         with replacing(image) as copy:
-            message = self._run(*arguments, "-o", copy, image)
-            if not copy.exists():
+            shutil.copyfile(image, copy)
+            message = self._run(*arguments, "-overwrite_original", copy)
+            if "1 image files updated" not in message:
                 problem = message.strip().partition(" - /")[0]
                 raise UnsuitableError(f"{image}: its metadata cannot be written ({problem})")
             shutil.copystat(image, copy)

@@ -54,4 +54,6 @@ def load_ensemble(paths: Sequence[str], encoder: str | None = None) -> Captioner
         pictures.update(checkpoint.facts.get("training pictures", []))
     model = Ensemble([checkpoint.model for checkpoint in checkpoints])
     facts = {"training pictures": sorted(pictures)}
-    return Captioner(Checkpoint(model, first.vocabulary, first.encoder, facts), encoder)
+    captioner = Captioner(Checkpoint(model, first.vocabulary, first.encoder, facts), encoder)
+    captioner.source = ", ".join(map(str, paths))
+    return captioner
