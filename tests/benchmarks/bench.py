@@ -251,20 +251,35 @@ def images_per_second(encode) -> float:
 
 
 def pytorch(bench: Bench) -> Iterator[Row]:
-    """The same networks in PyTorch, on the same pictures in memory."""
+    """The same networks in PyTorch, on the same pictures in memory, and the same training."""
     import torch
 
-    from tests.benchmarks.torch_networks import network
+    from tests.benchmarks import torch_networks
 
     for encoder in bench.encoders:
         pixels = pixels_of(bench, encoder)
         tensor = torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32))
-        work = {"usual": partial(network(encoder.name), tensor)}
+        work = {"usual": partial(torch_networks.network(encoder.name), tensor)}
         work["ours"] = partial(encoder.encode, pixels)
         jobs = {name: partial(images_per_second, encode) for name, encode in work.items()}
         with torch.inference_mode():
             found = alternate(jobs, bench.repetitions)
         yield faster(f"{encoder.name} against PyTorch", "images/s", found, 1)
+    folder = bench.prepared(bench.encoders[0])
+    for attention, name in NAMES.items():
+        runs = {
+            kind: synthetic.Training(folder, attention, bfloat16=kind == "bfloat16")
+            for kind in ("usual", "float32", "bfloat16")
+        }
+        model, config = runs["usual"].model, runs["usual"].config
+        sizes = (model.vocabulary_size, model.feature_shape, model.embedding.output_dim)
+        decoder = torch_networks.MergeDecoder(config, *sizes)
+        runs["usual"].steps.train = torch_networks.training_step(decoder)
+        jobs = {kind: partial(run.train, bench.steps) for kind, run in runs.items()}
+        found = alternate(jobs, bench.repetitions)
+        for kind in ("float32", "bfloat16"):
+            title = f"training, {name}, {kind}, against PyTorch"
+            yield faster(title, "captions/s", found, 1.3, ours=kind, note="PyTorch: float32")
 
 
 # --- without TensorFlow ---------------------------------------------------------------------------
