@@ -141,7 +141,7 @@ def score_split(captioner, options: argparse.Namespace) -> int:
         from captioning.extras.study.coco import write_results
 
         write_results(options.coco_results, result.images, result.captions)
-    certainty = intervals(result.references, result.captions)
+    certainty = intervals(result.statistics)
     if options.json:
         whole = {**result.scores, "intervals": certainty, **facts}
         whole |= {"baselines": result.rows, "diversity": result.diversity}

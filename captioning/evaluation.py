@@ -6,6 +6,7 @@ person's score against the others shows what a metric counts as good.
 """
 
 import dataclasses
+import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 
@@ -38,7 +39,7 @@ class Evaluation:
     captions: list[str]  # the model's, one per image
     references: list[list[str]]  # raw captions of each image
     scores: dict[str, float]
-    cider_d: np.ndarray  # of each image
+    statistics: np.ndarray  # see `captioning.metrics.statistics`
     rows: dict[str, dict[str, float]]  # baseline -> scores
     floor: str  # the constant caption
     diversity: dict[str, float]  # see captioning.metrics.diversity
@@ -63,10 +64,13 @@ def evaluate(
     images = _unseen(captioner.checkpoint.facts, cache, images, split)
     captions = captioner.caption_cached(cache, images, *search)
     references = [all_references[image] for image in images]
-    is_english = prepared.vocabulary.tokenizer == "words"
-    scores = metrics.score(references, captions, with_meteor=is_english)
-    tokens, said = metrics.tokenized(references, captions)
-    cider_d = 100 * CiderD(tokens).scores(range(len(images)), said)
+    statistics = metrics.statistics(references, captions)
+    scores = metrics.score_sums(statistics.sum(axis=0), len(images))
+    has_words = prepared.vocabulary.tokenizer == "words"
+    if has_words and importlib.util.find_spec("captioning.extras.study.meteor"):
+        from captioning.extras.study.meteor import meteor
+
+        scores |= meteor(references, captions)
     training = prepared.references("train")
     floor = constant_caption(training)
     baselines = {"constant caption": [floor] * len(images)}
@@ -83,7 +87,8 @@ def evaluate(
     if min(map(len, references)) > 1:
         rows["one person against the others"] = one_against_the_others(references)
     diversity = metrics.diversity(captions, [text for image in training for text in image])
-    return Evaluation(split, images, captions, references, scores, cider_d, rows, floor, diversity)
+    found = (images, captions, references, scores, statistics)
+    return Evaluation(split, *found, rows, floor, diversity)
 
 
 def _unseen(facts: dict, cache: FeatureCache, images: list[str], split: str) -> list[str]:

@@ -4,7 +4,6 @@
 metrics take tokens. On the same tokens they equal pycocoevalcap, which most papers use, to 1e-6.
 """
 
-import importlib.util
 import itertools
 import math
 import unicodedata
@@ -18,6 +17,7 @@ from captioning.vocabulary import normalize
 
 Tokens = Sequence[Hashable]  # one caption: words, or word ids
 LONGEST_NGRAM = 4
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
 BLEU_TINY, BLEU_SMALL = 1e-15, 1e-9  # added to matched and possible n-grams, as pycocoevalcap does
 
 
@@ -30,24 +30,31 @@ def scoring_tokens(caption: str) -> list[str]:
     return "".join(char for char in text if unicodedata.category(char)[0] not in "PS").split()
 
 
-def score(references: Sequence[Sequence[str]], hypotheses: Sequence[str], with_meteor=False):
-    """Score captions as written, one per image; returns a dictionary, metric name -> score.
+def score(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> dict[str, float]:
+    """Score captions as written, one per image; returns metric name -> score.
 
     BLEU-1 to BLEU-4 and ROUGE-L go up to 100, CIDEr-D (rarity counted in `references`) to 1000.
-    METEOR is added on request, if the references are English and Java and pycocoevalcap are there.
     InputError: no captions, lists of different lengths, or an image without references.
     """
-    references, hypotheses = tokenized(references, hypotheses)
-    values = bleu(bleu_counts(references, hypotheses).sum(axis=0))
-    scores = {f"BLEU-{n}": value for n, value in enumerate(values, start=1)}
-    scores["ROUGE-L"] = rouge_l(references, hypotheses).mean()
-    scores["CIDEr-D"] = CiderD(references).scores(range(len(references)), hypotheses).mean()
-    if with_meteor and importlib.util.find_spec("captioning.extras.study.meteor"):
-        from captioning.extras.study.meteor import meteor
+    scores = score_sums(statistics(references, hypotheses).sum(axis=0), len(hypotheses))
+    return {name: float(score) for name, score in scores.items()}
 
-        value = meteor(references, hypotheses)
-        scores |= {} if value is None else {"METEOR": value}
-    return {name: 100 * float(value) for name, value in scores.items()}
+
+def statistics(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> np.ndarray:
+    """Return what the scores add up over the images, (images, 12); arguments as for `score`.
+
+    Columns: those of `bleu_counts`, ROUGE-L from 0 to 1, CIDEr-D from 0 to 10.
+    """
+    references, hypotheses = tokenized(references, hypotheses)
+    cider_d = CiderD(references).scores(range(len(references)), hypotheses)
+    columns = (rouge_l(references, hypotheses), cider_d)
+    return np.column_stack([bleu_counts(references, hypotheses), *columns])
+
+
+def score_sums(sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
+    """Sums of `statistics` over so many images, (12,) or (samples, 12) -> metric name -> score."""
+    scores = [*bleu(sums[..., :-2]).T, *sums[..., -2:].T / images]
+    return {name: 100 * score for name, score in zip(METRICS, scores, strict=True)}
 
 
 def tokenized(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> tuple[list, list]:

@@ -212,7 +212,7 @@ def photographs(tmp_path_factory):
 @pytest.fixture
 def without_meteor(monkeypatch):
     """Leave METEOR out, as where there is no Java: it takes seconds to start."""
-    monkeypatch.setattr("captioning.extras.study.meteor.meteor", lambda *_: None)
+    monkeypatch.setattr("captioning.extras.study.meteor.meteor", lambda *_: {})
 
 
 @pytest.fixture(autouse=True)

@@ -170,8 +170,8 @@ def test_a_split_is_scored_beside_its_baselines(captioner, tiny_prepared):
     expected = captioner.caption_features(cache.read(rows, (8,)), 1)
     assert result.captions == [caption.text for caption in expected]
     assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D"} <= set(result.scores)
-    assert len(result.cider_d) == 4
-    assert result.cider_d.mean() == pytest.approx(result.scores["CIDEr-D"])
+    assert len(result.statistics) == 4
+    assert 100 * result.statistics[:, -1].mean() == pytest.approx(result.scores["CIDEr-D"])
     assert set(result.rows) == {
         "constant caption",
         "images shuffled",
@@ -204,7 +204,7 @@ def test_pictures_that_could_not_be_read_are_left_out(captioner, tiny_prepared, 
     (cache,) = open_caches(folder)
     result = evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7)
     assert result.images == ["dev0.jpg", "dev2.jpg", "dev3.jpg"]
-    assert len(result.captions) == len(result.references) == len(result.cider_d) == 3
+    assert len(result.captions) == len(result.references) == len(result.statistics) == 3
     content["failed"] = {f"dev{number}.jpg": "damaged picture" for number in range(4)}
     index.write_text(json.dumps(content))
     (cache,) = open_caches(folder)

@@ -11,7 +11,7 @@ from captioning import metrics
 from captioning.__main__ import main
 from captioning.errors import InputError
 from captioning.evaluation import Evaluation
-from captioning.extras.study.bootstrap import bootstrap, interval, statistics
+from captioning.extras.study.bootstrap import bootstrap, interval
 from captioning.extras.study.coco import write_results
 from captioning.extras.study.compare import compare, in_words
 
@@ -33,13 +33,13 @@ def corpus(images=40, seed=0, right=0.5):
 
 def evaluation(references, captions, names=None):
     names = names or [f"{number}.jpg" for number in range(len(captions))]
-    scores = metrics.score(references, captions)
-    return Evaluation("dev", names, captions, references, scores, None, {}, "", {})
+    sums, scores = (f(references, captions) for f in (metrics.statistics, metrics.score))
+    return Evaluation("dev", names, captions, references, scores, sums, {}, "", {})
 
 
 def test_the_bootstrap_scores_resamples_of_the_images():
     references, captions = corpus()
-    sums = statistics(references, captions)
+    sums = metrics.statistics(references, captions)
     drawn = bootstrap(sums, seed=3)
     rng = np.random.default_rng(3)
     places = rng.integers(40, size=(100, 40))  # of the first hundred draws
@@ -55,7 +55,7 @@ def test_the_bootstrap_scores_resamples_of_the_images():
 
 def test_an_interval_is_that_of_the_normal_distribution_for_a_mean():
     references, captions = corpus(images=400)
-    sums = statistics(references, captions)
+    sums = metrics.statistics(references, captions)
     low, high = interval(bootstrap(sums)["ROUGE-L"])
     values = 100 * sums[:, -2]
     error = 1.96 * values.std() / np.sqrt(len(values))

@@ -3,8 +3,6 @@
 The others are functions of sums over the images: a resample's captions are not looked at again.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from captioning import metrics
@@ -16,28 +14,18 @@ DIVERSITY = (
 )
 
 
-def statistics(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> np.ndarray:
-    """What the scores add up over the images, (images, 12); arguments as for `metrics.score`.
-
-    Columns: those of `bleu_counts`, ROUGE-L from 0 to 1, CIDEr-D from 0 to 10.
-    """
-    references, hypotheses = metrics.tokenized(references, hypotheses)
-    cider_d = metrics.CiderD(references).scores(range(len(references)), hypotheses)
-    columns = (metrics.rouge_l(references, hypotheses), cider_d)
-    return np.column_stack([metrics.bleu_counts(references, hypotheses), *columns])
-
-
 def bootstrap(statistics: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """Score 10,000 resamples of the images, the same for each model: metric -> (resamples,)."""
+    """Score 10,000 resamples of the images, the same for each model: metric -> (resamples,).
+
+    `statistics` (images, 12) are those of `captioning.metrics`.
+    """
     rng, images, drawn_sums = np.random.default_rng(seed), len(statistics), []
     for _ in range(RESAMPLES // AT_ONCE):
         drawn = rng.integers(images, size=(AT_ONCE, images)) + images * np.arange(AT_ONCE)[:, None]
         times = np.bincount(drawn.ravel(), minlength=AT_ONCE * images).reshape(AT_ONCE, images)
         drawn_sums.append(times @ statistics)
     sums = np.concatenate(drawn_sums)  # (resamples, 12)
-    scores = {f"BLEU-{n}": value for n, value in enumerate(metrics.bleu(sums[:, :-2]).T, start=1)}
-    scores |= {"ROUGE-L": sums[:, -2] / images, "CIDEr-D": sums[:, -1] / images}
-    return {name: 100 * value for name, value in scores.items()}
+    return metrics.score_sums(sums, images)
 
 
 def interval(values: np.ndarray) -> list[float]:
@@ -45,10 +33,9 @@ def interval(values: np.ndarray) -> list[float]:
     return np.percentile(values, [2.5, 97.5]).tolist()
 
 
-def intervals(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> dict[str, list]:
-    """The 95 % interval of each score; arguments as for `metrics.score`."""
-    resampled = bootstrap(statistics(references, hypotheses))
-    return {name: interval(values) for name, values in resampled.items()}
+def intervals(statistics: np.ndarray) -> dict[str, list[float]]:
+    """The 95 % interval of each score, by `statistics` as for `bootstrap`."""
+    return {name: interval(values) for name, values in bootstrap(statistics).items()}
 
 
 def score_table(result, intervals: dict[str, list], facts: dict[str, str]) -> str:

@@ -125,10 +125,12 @@ def compare(first, second) -> Comparison:
     for result in (first, second):
         places = [place for place, image in enumerate(result.images) if image in shared]
         captions.append([result.captions[place] for place in places])
-        references = [result.references[place] for place in places]
-        whole = result.images == images
-        scores.append(result.scores if whole else metrics.score(references, captions[-1]))
-        statistics.append(bootstrap.statistics(references, captions[-1]))
+        scores.append(result.scores)
+        statistics.append(result.statistics)
+        if result.images != images:
+            references = [result.references[place] for place in places]
+            statistics[-1] = metrics.statistics(references, captions[-1])
+            scores[-1] = metrics.score_sums(statistics[-1].sum(axis=0), len(images))
     one, other = map(bootstrap.bootstrap, statistics)  # of the same draws
     gains = 100 * (statistics[0] - statistics[1])[:, -1]
     drawn = {name: one[name] - other[name] for name in one}

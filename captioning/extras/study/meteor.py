@@ -8,17 +8,20 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from captioning.metrics import tokenized
+
 TIMEOUT_SECONDS = 600  # 1,000 images take about ten
 ENGLISH = {"a", "an", "and", "the", "with"}  # 23% of Flickr8k's words
 
 
-def meteor(references: Sequence[Sequence[list]], hypotheses: Sequence[list]) -> float | None:
-    """METEOR 1.5 for English (Denkowski and Lavie 2014), from 0 to 1; None if impossible."""
+def meteor(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> dict[str, float]:
+    """METEOR 1.5 for English (Denkowski and Lavie 2014), x 100, by its name; {} if impossible."""
+    references, hypotheses = tokenized(references, hypotheses)
     words = [word for captions in references for caption in captions for word in caption]
     is_english = sum(word in ENGLISH for word in words) >= len(words) / 8
     java, package = shutil.which("java"), importlib.util.find_spec("pycocoevalcap")
     if not is_english or java is None or package is None:
-        return None
+        return {}
     jar = Path(package.submodule_search_locations[0], "meteor", "meteor-1.5.jar")
     # The program takes equally many references for every image and keeps the best match.
     most = max(map(len, references))
@@ -33,7 +36,7 @@ def meteor(references: Sequence[Sequence[list]], hypotheses: Sequence[list]) -> 
             finished = subprocess.run(
                 command, capture_output=True, text=True, check=True, timeout=TIMEOUT_SECONDS
             )
-            return float(finished.stdout.rpartition("Final score:")[2])
+            return {"METEOR": 100 * float(finished.stdout.rpartition("Final score:")[2])}
         except (OSError, subprocess.SubprocessError, ValueError) as error:
             warnings.warn(f"METEOR is left out: {error}", stacklevel=2)
-            return None
+            return {}

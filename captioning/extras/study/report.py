@@ -66,16 +66,16 @@ def build_report(result: Evaluation, facts, captioner, prepared, cache, other=No
     rows, others = {"this model": result.scores}, {}
     if other:
         rows["other model"] = other.scores
-        pairs = zip(other.captions, map(float, other.cider_d), strict=True)
+        pairs = zip(other.captions, 100 * other.statistics[:, -1], strict=True)
         others = dict(zip(other.images, pairs, strict=True))
     images = []
-    columns = (result.images, result.captions, result.references, result.cider_d)
+    columns = (result.images, result.captions, result.references, 100 * result.statistics[:, -1])
     for name, caption, references, cider_d in zip(*columns, strict=True):
         attention = None
         if captioner.has_attention and caption:
             features = cache.read(cache.rows([name]), captioner.model.feature_shape)
             (attention,) = captioner.attention(features, [caption])
-        shown = (name, prepared.image_folder / name, caption, references, float(cider_d), attention)
+        shown = (name, prepared.image_folder / name, caption, references, cider_d, attention)
         images.append(CaptionedImage(*shown, *others.get(name, ())))
     title = f"Captions of the {result.split} split"
     history = captioner.checkpoint.facts.get("history", [])
