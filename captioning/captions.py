@@ -28,9 +28,7 @@ class Caption:
     words: tuple[str, ...]
     probabilities: tuple[float, ...]  # of each word given those before it, and of the end
     alternatives: tuple["Caption", ...] = ()  # further captions of the same image, by rank
-    name: str = ""  # what it was given by `captioning.extras.serve.names`
-    recognised: dict[str, float] | None = None  # what that sees in the picture: probabilities
-    is_guess: bool = False  # the picture is unlike the training images, and nothing was named
+    naming: dict | None = None  # of `captioning.extras.serve.names`, JSON-ready
 
     @classmethod
     def from_search(cls, vocabulary: Vocabulary, found: Iterable[tuple]) -> "Caption":
@@ -56,9 +54,7 @@ class Caption:
     def to_json(self) -> dict:
         """The caption, its probabilities and its alternatives, as a JSON object."""
         found = {"caption": self.text, "log_probability": self.log_probability}
-        found["confidence"] = self.confidence
-        if self.recognised is not None:
-            found |= {"name": self.name, "recognised": self.recognised, "guess": self.is_guess}
+        found |= {"confidence": self.confidence, **(self.naming or {})}
         if self.alternatives:
             found["alternatives"] = [caption.to_json() for caption in self.alternatives]
         return found

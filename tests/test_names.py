@@ -68,7 +68,7 @@ def test_classes_have_words_and_kinds_have_forms():
     assert len(CLASSES) == 1000 == len(BIAS)
     assert [int(row["index"]) for row in CLASSES] == list(range(1000))
     assert all(row["word"] and row["plural"] and row["kind"] for row in CLASSES)
-    assert {"dog", "bird", "food", "vehicle"} <= set(names.kinds())
+    assert {"dog", "bird", "food", "vehicle"} <= {form.kind for form in names.forms()}
     things = names.recognise(picture(cat=0.7, koala=0.2))
     assert [(thing.word, round(thing.probability, 1)) for thing in things[:2]] == [
         ("cat", 0.7),
@@ -94,9 +94,9 @@ def test_what_is_sure_is_named_in_the_place_of_what_it_is_not(sentence, seen, ex
     caption = named(sentence, **seen)
     ((word, probability),) = seen.items()
     assert caption.text == (expected or sentence)
-    assert caption.name == (word.replace("_", " ") if expected else "")
-    assert caption.recognised[word.replace("_", " ")] == pytest.approx(probability, abs=0.01)
-    assert caption.to_json()["name"] == caption.name
+    found, word = caption.to_json(), word.replace("_", " ")
+    assert found["name"] == (word if expected else "")
+    assert found["recognised"][word] == pytest.approx(probability, abs=0.01)
 
 
 def test_a_person_gives_way_to_a_creature_and_an_improbable_name_is_left_out():
@@ -122,12 +122,12 @@ def test_names_are_given_with_the_bundled_cnn_and_english_words_alone():
 def test_what_the_captioner_has_never_seen_is_a_guess_or_named_alone(monkeypatch):
     monkeypatch.setattr(Scripted, "source", str(LIGHT))
     monkeypatch.setattr(names, "familiarity", lambda feature: 0.95)
-    assert named("a man is on the grass", screwdriver=0.9).is_guess
+    assert named("a man is on the grass", screwdriver=0.9).naming["guess"]
     monkeypatch.setattr(names, "familiarity", lambda feature: 0.8)
     assert named("a man is on the grass", screwdriver=0.9).text == "a screwdriver"
     assert named("a man is on the grass", cup_of_coffee=0.9).text == "a cup of coffee"
-    assert named("a man is on the grass", screwdriver=0.4).is_guess
-    assert not named("a dog is on the grass", koala=0.6).is_guess
+    assert named("a man is on the grass", screwdriver=0.4).naming["guess"]
+    assert not named("a dog is on the grass", koala=0.6).naming["guess"]
 
 
 def test_the_shipped_captioner_names_animals_that_flickr8k_does_not_show(script):

@@ -6,12 +6,13 @@ whole folders where they are wanted. Without TensorFlow, unless --model is a che
 
 import argparse
 import functools
+import itertools
 
 from captioning import config, load_captioner
 from captioning.captions import LIGHT
 from captioning.errors import InputError, log
 from captioning.extras.serve.folders import Outputs, separate
-from captioning.extras.serve.searches import Constraints, Sampler, constrained
+from captioning.extras.serve.searches import Constraints, constrained, sampled
 from captioning.images import list_images
 
 CONSTRAINTS = ("require", "forbid", "min_words", "max_words", "no_repeat_ngram")
@@ -86,7 +87,8 @@ def find_captioner(options: argparse.Namespace):
     names = options.names and not options.sample and not is_constrained
     captioner = load_captioner(options.model or light, encoder=options.encoder, names=names)
     if options.sample:
-        captioner.caption_features = Sampler(captioner, options)
+        search = functools.partial(sampled, captioner, options, itertools.count())
+        captioner.caption_features = search
     elif is_constrained:
         limits = Constraints.parse(captioner.vocabulary, captioner.config, options)
         captioner.caption_features = functools.partial(constrained, captioner, limits)

@@ -51,20 +51,17 @@ class LightCaptioner(PhotoCaptioner):
             self.information = read_information(path)
             self.vocabulary = Vocabulary.from_json(self.information["vocabulary"])
             self.config = SimpleNamespace(**self.information["config"])
-            self.encoder_name = self.information["encoder"]["name"]
+            encoder = self.information["encoder"]
+            self.encoder_name, self.image_size = encoder["name"], encoder["image_size"]
             with quiet_stderr():
                 model = Interpreter(str(path), num_threads=os.cpu_count())
                 model.allocate_tensors()  # prints which kernels it uses
                 names = model.get_signature_list()
                 self._run = {name: model.get_signature_runner(name) for name in names}
-            self.image_size = self._input_shape("encode", "pixels")[1]
         except Exception as error:  # zipfile, JSON and LiteRT raise many types
             problem = f"damaged, or not written by {EXPORT} ({reason(error)})"
             raise InputError(f"{path}: {problem}") from None
         self.has_attention = "attention" in self._run
-
-    def _input_shape(self, signature: str, name: str) -> tuple[int, ...]:
-        return tuple(self._run[signature].get_input_details()[name]["shape"].tolist())
 
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
@@ -97,7 +94,7 @@ class LightCaptioner(PhotoCaptioner):
         maps = []
         for feature, caption in zip(features.astype(np.float32), captions, strict=True):
             words = TOKENIZERS[self.vocabulary.tokenizer](caption)
-            ids = np.zeros(self._input_shape("attention", "words"), np.int32)
+            ids = np.zeros((1, self.config.max_words + 1), np.int32)
             ids[0, : len(words) + 1] = self.vocabulary.encode(words)[:-1]  # without END
             found = self._run["attention"](features=feature[None], words=ids)["maps"]
             grid = self.information["encoder"]["grid_shape"][:2]

@@ -22,7 +22,7 @@ from captioning.captions import LIGHT, Caption, PhotoCaptioner
 from captioning.config import BEAM_WIDTH
 from captioning.encoders import BUNDLED, BUNDLED_FILE
 from captioning.errors import InputError
-from captioning.extras.serve.searches import Constraints, constrained
+from captioning.extras.serve.searches import Constraints, constrained, known_ids
 from captioning.files import read_tensors, shipped
 from captioning.vocabulary import START
 
@@ -33,7 +33,7 @@ SURE_OF_OTHERS, LIKELY_OF_OTHERS = 0.5, 0.5  # of all other groups
 STRANGE = 0.9  # `familiarity` below which the name of a thing is all that is said
 OFTEN = 0.01  # of the training captions: the captioner itself knows a word that is in so many
 FAMILIAR = shipped("data/pretrained/familiar.safetensors")
-SHIPPED = (LIGHT, LIGHT.with_suffix(".safetensors"))  # the captioners that have it
+SHIPPED = (str(LIGHT), str(LIGHT.with_suffix(".safetensors")))  # the captioners that have it
 ENGLISH = {"a", "is", "the"}
 SHOWN = 0.1  # probability from which things are in the JSON
 
@@ -47,11 +47,13 @@ class Thing(NamedTuple):
     probability: float
 
 
-class Kind(NamedTuple):
-    """Things that a caption calls by the same words."""
+class Form(NamedTuple):
+    """A word that captions use for things."""
 
+    word: str
+    is_plural: bool
+    kind: str
     group: str  # of kinds that are alike
-    words: dict[str, str]  # singular -> plural
 
 
 @functools.cache
@@ -72,11 +74,11 @@ def training_images() -> tuple[dict, np.ndarray]:
 
 
 @functools.cache
-def kinds() -> dict[str, Kind]:
-    """The kinds by name."""
+def forms() -> list[Form]:
+    """The words of all kinds, singulars last: of `fish`, which is both, that counts."""
     rows = _read_table("kinds.csv")
-    pairs = {row["kind"]: [pair.split("/") for pair in row["words"].split()] for row in rows}
-    return {row["kind"]: Kind(row["group"], dict(pairs[row["kind"]])) for row in rows}
+    pairs = [(pair.split("/"), row) for row in rows for pair in row["words"].split()]
+    return [Form(p[i], i == 1, row["kind"], row["group"]) for i in (1, 0) for p, row in pairs]
 
 
 def _read_table(name: str) -> list[dict]:
@@ -109,26 +111,26 @@ class Namer:
 
     def __init__(self, captioner: PhotoCaptioner):
         self._captioner, self._find, self.named = captioner, captioner.caption_features, 0
-        vocabulary, encoder = captioner.vocabulary.words, captioner.encoder_name
-        self._is_usable = encoder == BUNDLED and ENGLISH.issubset(vocabulary)
-        self._is_shipped = captioner.source in map(str, SHIPPED)
+        has_english = ENGLISH.issubset(captioner.vocabulary.words)
+        self._is_usable = captioner.encoder_name == BUNDLED and has_english
 
     def __call__(self, features: np.ndarray, *search, **options) -> list[Caption]:
         """As `PhotoCaptioner.caption_features`; `named` counts the names that were given."""
         captions = self._find(features, *search, **options)
-        for i, feature in enumerate(features if self._is_usable else ()):
-            likeness = familiarity(feature) if self._is_shipped else 1.0
-            captions[i] = name(self._captioner, feature, captions[i], likeness)
-        self.named += sum(bool(caption.name) for caption in captions)
+        if self._is_usable:
+            pairs = zip(features, captions, strict=True)
+            captions = [name(self._captioner, feature, caption) for feature, caption in pairs]
+            self.named += sum(bool(caption.naming["name"]) for caption in captions)
         return captions
 
 
-def name(captioner: PhotoCaptioner, feature: np.ndarray, caption: Caption, likeness) -> Caption:
+def name(captioner: PhotoCaptioner, feature: np.ndarray, caption: Caption) -> Caption:
     """The caption of an encoded image, or another with the name of what is surely in it."""
-    things = recognise(feature)
+    likeness = familiarity(feature) if captioner.source in SHIPPED else 1.0
+    thing, *_ = things = recognise(feature)
     seen = {t.word: round(t.probability, 4) for t in things if t.probability >= SHOWN}
-    caption, thing = replace(caption, recognised=seen, is_guess=likeness < 1), things[0]
-    group = kinds()[thing.kind].group if thing.kind in kinds() else ""
+    caption = replace(caption, naming={"name": "", "recognised": seen, "guess": likeness < 1})
+    group = next((form.group for form in forms() if form.kind == thing.kind), "")
     is_said = not {thing.word, thing.plural, *thing.word.split()}.isdisjoint(caption.words)
     vocabulary = captioner.vocabulary
     count = dict(zip(vocabulary.words, vocabulary.counts, strict=True)).get(thing.word, 0)
@@ -137,67 +139,61 @@ def name(captioner: PhotoCaptioner, feature: np.ndarray, caption: Caption, liken
         return caption
     found = None
     if group == "creature" or (group and likeness >= STRANGE):
-        found = rephrase(captioner, feature, caption, thing)
+        found = rephrase(captioner, feature, caption, thing, group)
     elif likeness < STRANGE:
         article = "" if thing.word == thing.plural else f"{_article(thing.word)} "
         words = tuple(f"{article}{thing.word}".split())
         found = Caption(" ".join(words), words, (thing.probability,) * (len(words) + 1))
     if not found:
         return caption
-    others = caption.alternatives
-    return replace(found, alternatives=others, name=thing.word, recognised=seen, is_guess=False)
+    naming = {"name": thing.word, "recognised": seen, "guess": False}
+    return replace(found, alternatives=caption.alternatives, naming=naming)
 
 
-def rephrase(captioner, feature: np.ndarray, caption: Caption, thing: Thing) -> Caption | None:
-    """A caption with a thing that `caption` lacks, if it is not too improbable."""
-    kind, vocabulary, said = kinds()[thing.kind], captioner.vocabulary, set(caption.words)
-    is_creature, is_known = kind.group == "creature", thing.word in vocabulary
-    people = _forms("people") if is_creature else {}  # the captioner's guess; ImageNet has none
-    rivals = _forms(kind.group, "creature")
-    kin = rivals if is_creature else kind.words
-    if not is_known and said & _both(kin) and not said & _both(people):
-        return _put(thing, caption)
-    own = {thing.word: thing.plural} if is_known else kind.words
-    is_plural = not said.isdisjoint(set(rivals.values()) - rivals.keys())
-    required, others = (
-        frozenset(vocabulary.encode(filter(vocabulary.__contains__, words))[1:-1])
-        for words in (own.values() if is_plural else own, _both(rivals) | _both(people))
-    )
+def rephrase(captioner, feature, caption: Caption, thing: Thing, group: str) -> Caption | None:
+    """A caption with a thing of a group that `caption` lacks, if it is not too improbable."""
+    is_creature, is_known = group == "creature", thing.word in captioner.vocabulary
+    said, alike = set(caption.words), _words("group", group)
+    people = _words("group", "people") if is_creature else {}  # a guess; ImageNet has none
+    kin = alike if is_creature else _words("kind", thing.kind)
+    if not is_known and said & kin.keys() and not said & people.keys():
+        return _put(thing, alike, caption)
+    rivals = _words("group", group, "creature")
+    is_plural = any(map(rivals.get, said))
+    own = {thing.plural if is_plural else thing.word}
+    if not is_known:
+        own = {f.word for f in forms() if (f.kind, f.is_plural) == (thing.kind, is_plural)}
+    required = known_ids(captioner.vocabulary, own)
+    others = known_ids(captioner.vocabulary, rivals | people)
     limits = Constraints.of(captioner.config, BEAM_WIDTH)
     limits = limits._replace(required=frozenset({required}), forbidden=others - required)
     try:
         (found,) = constrained(captioner, limits, feature[None], BEAM_WIDTH)
     except InputError:  # no caption has the word
         return None
-    if found.confidence < LIKELY.get(kind.group, LIKELY_OF_OTHERS) * caption.confidence:
+    if found.confidence < LIKELY.get(group, LIKELY_OF_OTHERS) * caption.confidence:
         return None
-    return found if is_known else _put(thing, found)
+    return found if is_known else _put(thing, alike, found)
+
+
+def _words(key: str, *values: str) -> dict[str, bool]:
+    """The words of groups, or of kinds -> whether they are plurals."""
+    return {form.word: form.is_plural for form in forms() if getattr(form, key) in values}
 
 
 def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" and not word.startswith("uni") else "a"
 
 
-def _forms(*groups: str) -> dict[str, str]:
-    """Singulars and plurals of the words of groups."""
-    found = {}
-    for kind in kinds().values():
-        found |= kind.words if kind.group in groups else {}
-    return found
-
-
-def _both(forms: dict[str, str]) -> set[str]:
-    return {*forms, *forms.values()}
-
-
-def _put(thing: Thing, caption: Caption) -> Caption:
+def _put(thing: Thing, alike: dict[str, bool], caption: Caption) -> Caption:
     """Put a thing in the place of the words for things of its group, after the right article."""
-    forms, words, probabilities = _forms(kinds()[thing.kind].group), [], []
-    replaced = dict.fromkeys(forms.values(), thing.plural) | dict.fromkeys(forms, thing.word)
+    words, probabilities = [], []
     for word, probability in zip(caption.words, caption.probabilities, strict=False):
-        new = replaced.get(word, word).split()
-        if word in replaced and words[-1:] in (["a"], ["an"]):
-            words[-1] = _article(new[0])
+        new = [word]
+        if word in alike:
+            new = (thing.plural if alike[word] else thing.word).split()
+            if words[-1:] in (["a"], ["an"]):
+                words[-1] = _article(new[0])
         words += new
         probabilities += [probability] * len(new)
     return Caption(" ".join(words), tuple(words), (*probabilities, caption.probabilities[-1]))

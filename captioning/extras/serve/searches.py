@@ -10,9 +10,8 @@ a caption that has said an improbable word does not compete with those that have
 """
 
 import difflib
-import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +64,7 @@ class Constraints(NamedTuple):
             ngram=own.ngram if options.no_repeat_ngram is None else options.no_repeat_ngram,
             required=frozenset(frozenset({word}) for word in required),
             forbidden=forbidden,
-            never_last=_ids(vocabulary, filter(vocabulary.__contains__, UNFINISHED.split())),
+            never_last=known_ids(vocabulary, UNFINISHED.split()),
         )
 
     def unmet(self, words: list[int]) -> frozenset[frozenset[int]]:
@@ -92,7 +91,12 @@ def _ids(vocabulary: Vocabulary, words: Iterable[str]) -> frozenset[int]:
             near = difflib.get_close_matches(token, vocabulary.words)
             hint = f"; it knows {', '.join(near)}" if near else ""
             raise InputError(f"{token}: is not a word that this model knows{hint}")
-    return frozenset(vocabulary.encode(tokens)[1:-1])
+    return known_ids(vocabulary, tokens)
+
+
+def known_ids(vocabulary: Vocabulary, words: Iterable[str]) -> frozenset[int]:
+    """Ids of those of `words` that are in the vocabulary."""
+    return frozenset(vocabulary.encode(words)[1:-1]) - {UNKNOWN}
 
 
 class Unfinished(NamedTuple):
@@ -176,18 +180,14 @@ def constrained(
     return [Caption.from_search(captioner.vocabulary, captions) for captions in found]
 
 
-class Sampler:
-    """Draws captions of a captioner as `caption`'s options say."""
+def sampled(captioner, how, numbers: Iterator[int], features, **search) -> list[Caption]:
+    """As `caption_features` of the captioner: drawn as `how`, `caption`'s options, says.
 
-    def __init__(self, captioner, options):
-        self._captioner, self._options, self._images = captioner, options, itertools.count()
-        self._limits = Constraints(captioner.config.max_words)
-
-    def __call__(self, features: np.ndarray, **search) -> list[Caption]:
-        """As `caption_features` of the captioner; the n-th image is drawn with the seed and n."""
-        captions, how = [], self._options
-        for feature, image in zip(features, self._images, strict=False):
-            rng, step = np.random.default_rng([how.seed, image]), self._captioner.begin(feature)
-            found = sample(step, self._limits, how.sample, rng, how.temperature, how.top_p)
-            captions.append(Caption.from_search(self._captioner.vocabulary, found))
-        return captions
+    Each image takes a number, with which, and the seed, it is drawn.
+    """
+    captions, limits = [], Constraints(captioner.config.max_words)
+    for feature in features:
+        rng, step = np.random.default_rng([how.seed, next(numbers)]), captioner.begin(feature)
+        found = sample(step, limits, how.sample, rng, how.temperature, how.top_p)
+        captions.append(Caption.from_search(captioner.vocabulary, found))
+    return captions

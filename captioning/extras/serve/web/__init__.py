@@ -184,9 +184,11 @@ def describe(captioner: PhotoCaptioner, photograph: Photograph, beam_width: int)
     if greedy.text != best.text:
         captions.append(to_json(greedy, 1))
     others = [other for other in best.alternatives if other.text != greedy.text]
-    seen = [f"{word} {p:.0%}" for word, p in (best.recognised or {}).items()]
-    note = f"Recognised: {', '.join(seen)}. " if seen else ""
-    note += "Unlike what the captioner has seen: the caption is a guess." if best.is_guess else ""
+    naming = best.naming or {"recognised": {}, "guess": False}
+    seen = ", ".join(f"{word} {p:.0%}" for word, p in naming["recognised"].items())
+    note = f"Recognised: {seen}. " if seen else ""
+    if naming["guess"]:
+        note += "Unlike what the captioner has seen: the caption is a guess."
     others = [to_json(other, beam_width) for other in others]
     return {"captions": captions, "alternatives": others, "note": note}
 
