@@ -24,16 +24,15 @@ def load_captioner(path=None, *others, encoder=None, names=True):
         from captioning.extras.serve.light import LightCaptioner
 
         captioner = LightCaptioner(path)
-    else:
-        from captioning import Captioner  # and with it TensorFlow
+        return captioner.with_names() if names else captioner
+    from captioning import Captioner  # and with it TensorFlow
 
-        if others:
-            from captioning.extras.study.ensemble import load_ensemble
+    if others:
+        from captioning.extras.study.ensemble import load_ensemble
 
-            captioner = load_ensemble([path, *others], encoder)
-        else:
-            captioner = Captioner.load(path, encoder, names=False)
-    return captioner.with_names() if names else captioner
+        captioner = load_ensemble([path, *others], encoder)
+        return captioner.with_names() if names else captioner
+    return Captioner.load(path, encoder, names)
 
 
 def __getattr__(name: str) -> object:

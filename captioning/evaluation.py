@@ -6,9 +6,9 @@ person's score against the others shows what a metric counts as good.
 """
 
 import dataclasses
-import importlib.util
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -64,10 +64,9 @@ def evaluate(
     images = _unseen(captioner.checkpoint.facts, cache, images, split)
     captions = captioner.caption_cached(cache, images, *search)
     references = [all_references[image] for image in images]
-    statistics = metrics.statistics(references, captions)
-    scores = metrics.score_sums(statistics.sum(axis=0), len(images))
-    has_words = prepared.vocabulary.tokenizer == "words"
-    if has_words and importlib.util.find_spec("captioning.extras.study.meteor"):
+    table = metrics.statistics(references, captions)
+    scores = metrics.score_sums(table.sum(axis=0), len(images))
+    if prepared.vocabulary.tokenizer == "words" and find_spec("captioning.extras.study.meteor"):
         from captioning.extras.study.meteor import meteor
 
         scores |= meteor(references, captions)
@@ -87,8 +86,7 @@ def evaluate(
     if min(map(len, references)) > 1:
         rows["one person against the others"] = one_against_the_others(references)
     diversity = metrics.diversity(captions, [text for image in training for text in image])
-    found = (images, captions, references, scores, statistics)
-    return Evaluation(split, *found, rows, floor, diversity)
+    return Evaluation(split, images, captions, references, scores, table, rows, floor, diversity)
 
 
 def _unseen(facts: dict, cache: FeatureCache, images: list[str], split: str) -> list[str]:

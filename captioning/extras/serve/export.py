@@ -89,14 +89,12 @@ def signatures(captioner) -> dict:
         return {"scores": scores, **{f"state{i}": part for i, part in enumerate(state)}}
 
     def attention(features, words):
-        def step(t, outputs, state):
+        outputs, state = [], model.initial_state(1)
+        for t in range(max_words + 1):
             output, state = model.read_words(words[:, t, None], state)
-            outputs += tf.one_hot([t], max_words + 1)[:, :, None] * output
-            return t + 1, outputs, state
-
-        start = 0, tf.zeros((1, max_words + 1, model.config.units)), model.initial_state(1)
-        _, outputs, _ = tf.while_loop(lambda t, *_: t <= max_words, step, start)
-        _, weights = model.merge(outputs, model.encode_image(features))  # (1, heads, L, P)
+            outputs.append(output)
+        image = model.encode_image(features)
+        _, weights = model.merge(tf.concat(outputs, axis=1), image)  # (1, heads, L, P)
         return {"maps": tf.reduce_mean(weights, axis=1)}
 
     parts = {}

@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -32,17 +33,13 @@ class Outputs:
     """The places that the command line names; InputError if one of them cannot be written."""
 
     def __init__(self, images: Sequence[Path], options: argparse.Namespace):
-        self.places, self.existing = [], options.existing
-        self.skipped, self._pending = 0, {}
+        self.existing, self.skipped, self._pending = options.existing, 0, {}
         if options.sidecar or options.write_metadata:
             for folder in {image.parent for image in images if image.parent.is_dir()}:
                 require_writable(folder / "captions.txt")
-        if options.csv:
-            self.places.append(Table(Path(options.csv)))
-        if options.sidecar:
-            self.places.append(Sidecars())
-        if options.write_metadata:
-            self.places.append(Metadata())
+        self.places = [Table(Path(options.csv))] if options.csv else []
+        self.places += [Sidecars()] if options.sidecar else []
+        self.places += [Metadata()] if options.write_metadata else []
         if self.existing != "skip" and not self.places:
             raise InputError("--existing goes with --csv, --sidecar or --write-metadata")
 
@@ -122,42 +119,41 @@ class Table:
     def __init__(self, path: Path):
         require_writable(path)
         require_not_read_only(path)
-        self.path, self._replaced = path, set()
+        self.path, self._is_outdated, self._rows = path, False, defaultdict(list)  # by image
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape") if path.exists() else ""
         if text[: len(HEAD)] != HEAD[: len(text)]:
             raise InputError(f"{path}: expected a CSV file that begins {HEAD}; choose another name")
-        self._rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
-        if not text.endswith("\n") or (self._rows and len(self._rows[-1]) < 3):
-            self._replace(self._rows[:-1])
-        self._images = {row[0] for row in self._rows}
+        rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
+        is_torn = not text.endswith("\n") or (rows and len(rows[-1]) < 3)
+        for row in rows[:-1] if is_torn else rows:
+            self._rows[row[0]].append(row)
+        if is_torn:
+            self._save()
 
-    def _replace(self, rows: list[Sequence[str]]) -> None:
-        self._rows = rows
-        write_bytes(self.path, csv_bytes([HEAD.split(","), *rows]))
+    def _save(self) -> None:
+        write_bytes(self.path, csv_bytes([HEAD.split(","), *chain(*self._rows.values())]))
 
     def has(self, image: Path) -> bool:
         """Whether the image has a row."""
-        return str(image) in self._images
+        return str(image) in self._rows
 
     def write(self, image: Path, caption: Caption, append: bool) -> None:
         """Append a row; unless `append`, `close` removes the earlier ones of the image."""
         if self.has(image) and not append:
-            self._replaced.add(str(image))
-        self._images.add(str(image))
+            del self._rows[str(image)]
+            self._is_outdated = True
         row = (str(image), caption.text, f"{caption.confidence:.4f}")
         try:
             with self.path.open("ab") as file:
                 file.write(csv_bytes([row]))
         except OSError as error:
             raise write_error(self.path, error) from None
-        self._rows.append(row)
+        self._rows[row[0]].append(row)
 
     def close(self) -> None:
         """Remove the rows that were replaced."""
-        if self._replaced:
-            last = {row[0]: row for row in self._rows}
-            rows = [r for r in self._rows if r[0] not in self._replaced or r is last[r[0]]]
-            self._replace(rows)
+        if self._is_outdated:
+            self._save()
 
 
 class Metadata:
