@@ -37,7 +37,7 @@ def enter(script, monkeypatch, tiny_checkpoint, photographs, loaded):
     monkeypatch.setattr(
         Captioner,
         "load",
-        lambda path=None, encoder=None: loaded if path == str(tiny_checkpoint) else load(path),
+        lambda path=None, *_: loaded if path == str(tiny_checkpoint) else load(path),
     )
 
     def picture(path):
