@@ -132,9 +132,8 @@ def name(captioner: PhotoCaptioner, feature: np.ndarray, caption: Caption) -> Ca
     caption = replace(caption, naming={"name": "", "recognised": seen, "guess": likeness < 1})
     group = next((form.group for form in forms() if form.kind == thing.kind), "")
     is_said = not {thing.word, thing.plural, *thing.word.split()}.isdisjoint(caption.words)
-    vocabulary = captioner.vocabulary
-    count = dict(zip(vocabulary.words, vocabulary.counts, strict=True)).get(thing.word, 0)
-    is_often_seen = count > OFTEN * vocabulary.counts[START]  # times, of so many captions
+    ids, counts = known_ids(captioner.vocabulary, [thing.word]), captioner.vocabulary.counts
+    is_often_seen = any(counts[word] > OFTEN * counts[START] for word in ids)  # of the captions
     if is_said or is_often_seen or thing.probability < SURE.get(group, SURE_OF_OTHERS):
         return caption
     found = None
