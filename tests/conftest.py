@@ -164,7 +164,6 @@ def train_tiny():
 
     def call(data, output, *options):
         import train
-
         from captioning import runs
 
         tiny = ("--units", 16, "--heads", 2, "--epochs", 2, "--batch-size", 12, "--dropout", 0.2)

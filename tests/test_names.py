@@ -17,7 +17,7 @@ WORDS = ["a", "is", "the", "dog", "dogs", "cat", "on", "grass", "man"]
 COUNTS = [0, 100_000, 100_000, 0, *[100] * len(WORDS)]
 KERNEL, BIAS, CLASSES = names.classifier()
 PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "data/names/photographs"
-INVERSE = np.linalg.pinv(KERNEL.T)
+INVERSE = np.linalg.pinv(KERNEL.T.astype(float))
 
 
 class Scripted:
@@ -86,7 +86,7 @@ def test_classes_have_words_and_kinds_have_forms():
         ("dogs is on the grass", {"cat": 0.6}, None),  # the vocabulary has no cats
         ("a dog is on the grass", {"cat": 0.6}, "a cat is on the grass"),
         ("a cat is on the grass", {"cat": 0.6}, None),
-        ("a dog is on the grass", {"koala": 0.2}, None),  # not sure
+        ("a dog is on the grass", {"koala": 0.15}, None),  # not sure
         ("a man is on the grass", {"screwdriver": 0.9}, None),  # a kind that is never named
     ],
 )

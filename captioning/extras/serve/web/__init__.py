@@ -185,7 +185,7 @@ def describe(captioner: PhotoCaptioner, photograph: Photograph, beam_width: int)
         captions.append(to_json(greedy, 1))
     others = [other for other in best.alternatives if other.text != greedy.text]
     naming = best.naming or {"recognised": {}, "guess": False}
-    seen = ", ".join(f"{word} {p:.0%}" for word, p in naming["recognised"].items())
+    seen = ", ".join(f"{word} {100 * p:.0f} %" for word, p in naming["recognised"].items())
     note = f"Recognised: {seen}. " if seen else ""
     if naming["guess"]:
         note += "Unlike what the captioner has seen: the caption is a guess."
