@@ -50,6 +50,7 @@ MARKS = [  # what the formats' own marks look like, and numbers that readers stu
     *(b"{", b"}", b"[", b"]", b"null", b"true", b'""', b"\xed\xa0\x80", b"\xe2\x80\xa8"),
 ]
 VALUES = [None, True, -1, 0, 1, 2**40, 1e300, "", "x", "../x", [], [[]], {}]
+ENCODER = {"name": "x", "image_size": 8, "grid_shape": [1, 1, 8], "fingerprint": "0" * 16}
 
 
 def mutated(data: bytes, dice: random.Random) -> bytes:
@@ -108,10 +109,9 @@ def pictures() -> list[bytes]:
 def checkpoints() -> list[bytes]:
     words = [*SPECIALS, "a", "dog"]
     model = MergeDecoder(Config(units=4, max_words=5), len(words), (8,), 3)
-    encoder = {"name": "x", "image_size": 8, "grid_shape": [1, 1, 8], "fingerprint": "0" * 16}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.safetensors")
-        Checkpoint(model, Vocabulary(words, [1] * len(words)), encoder, {}).save(path)
+        Checkpoint(model, Vocabulary(words, [1] * len(words)), ENCODER, {}).save(path)
         return [path.read_bytes()]
 
 
@@ -141,7 +141,7 @@ def light_files() -> list[bytes]:
         words = [*SPECIALS, "a", "dog"]
         vocabulary = Vocabulary(words, [1] * len(words)).to_json()
         path = Path(folder, "a.tflite")
-        write_light(path, model, {"beam_width": 5, "vocabulary": vocabulary})
+        write_light(path, model, {"config": {}, "encoder": ENCODER, "vocabulary": vocabulary})
         return [path.read_bytes()]
 
 
