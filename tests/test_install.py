@@ -134,7 +134,8 @@ def test_an_empty_environment_captions_without_tensorflow(wheel, tmp_path, worki
     out = run(programs / "caption", ROOT / "images" / "cat.jpg", cwd=working)
     assert re.search(r"\w+( \w+){2,}", out)
     assert run(programs / "caption-web", "--help", cwd=working).startswith("usage: ")
-    for command in (("caption-train",), ("caption", ROOT / "images/cat.jpg", "--beam-width", 3)):
+    model = ("--model", ROOT / "data/pretrained/captioner.safetensors")
+    for command in (("caption-train",), ("caption", ROOT / "images/cat.jpg", *model)):
         told = run(programs / command[0], *command[1:], cwd=working, status=2)
         assert re.fullmatch(
             r'error: \w+ is not installed in this environment; .*pip install "\.\[train\]"\n', told
