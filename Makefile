@@ -81,7 +81,7 @@ demo: $(VENV)/installed ## the four steps on the drawn data set, into demo/: abo
 		--image $$(head -n 5 $(DEMO_TEST) | sed 's|^|data/sample/Flicker8k_Dataset/|')
 	@if [ -f $(PRETRAINED) ]; then \
 		$(heading) 'And photographs, with the captioner that ships with the project'; \
-		$(RUN) test.py --beam-width 5 --save demo/photographs.png \
+		$(RUN) test.py --beam-width 5 --names --save demo/photographs.png \
 			--image $(wildcard images/*.jpg); \
 	fi
 	@$(heading) 'Done. Look at'

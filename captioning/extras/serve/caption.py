@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_further_searches(parser: argparse.ArgumentParser) -> None:
     """Add the options for several captions, and for captions under constraints."""
     add = parser.add_argument_group("several captions").add_argument
-    several = config.number(int, 1, config.MAX_BEAM_WIDTH)
+    several = config.number(int, 1, 100)
     add("--n-best", type=several, default=1, metavar="N", help="the N best captions of the beam")
     add("--sample", type=several, metavar="N", help="N captions drawn at random, not searched for")
     text = "with --sample: below 1 prefers probable words (default: %(default)s)"
