@@ -59,13 +59,10 @@ class Checkpoint:
             vocabulary = Vocabulary.from_json(header["vocabulary"])
             encoder, facts = dict(header["encoder"]), dict(header["facts"])
             shapes = {name: tensor.shape for name, tensor in tensors.items()}
-            words, size = len(vocabulary), shapes["embedding/embeddings"][-1]
-            _check(config, encoder, facts)
-            widest = max(config.units, words, size, encoder["grid_shape"][-1])
-            if max(config.units * widest, words * size) > sum(t.size for t in tensors.values()):
-                raise ValueError(MISFIT)  # before it takes much more memory than the file
+            size = shapes["embedding/embeddings"][-1]
+            _check(config, encoder, facts, len(vocabulary), size, shapes)
             shape = feature_shape(encoder, config.attention)
-            model = build_decoder(config, words, shape, size, dtype)
+            model = build_decoder(config, len(vocabulary), shape, size, dtype)
             if shapes != {_name(weight): weight.shape for weight in model.weights}:
                 raise ValueError(MISFIT)
             if not all(t.dtype == np.float32 and np.isfinite(t).all() for t in tensors.values()):
@@ -97,8 +94,8 @@ def _name(weight) -> str:
     return weight.path.partition("/")[2]
 
 
-def _check(config: Config, encoder: dict, facts: dict) -> None:
-    """Check what is read of the header."""
+def _check(config: Config, encoder: dict, facts: dict, words: int, size: int, shapes: dict) -> None:
+    """Check what is read of the header, and that the model takes no more memory than the file."""
     rows, columns, channels = encoder["grid_shape"]
     numbers = (rows, columns, channels, encoder["image_size"], config.max_words)
     are_sizes = all(type(number) is int and number > 0 for number in numbers)
@@ -107,3 +104,13 @@ def _check(config: Config, encoder: dict, facts: dict) -> None:
         raise ValueError(f"its encoder is {encoder}, its longest caption {config.max_words} words")
     if not all(re.fullmatch("[0-9a-f]{16}", hash_) for hash_ in facts.get("training pictures", [])):
         raise ValueError("its training pictures are not hashes")
+    cell, units, gates = f"rnn/{config.rnn}_cell", config.units, {"gru": 3, "lstm": 4}[config.rnn]
+    expected = {
+        "embedding/embeddings": (words, size),
+        f"{cell}/kernel": (size + units * (config.architecture == "par-inject"), gates * units),
+        f"{cell}/recurrent_kernel": (units, gates * units),
+        "image_dense/kernel": (channels, units),
+        "word_scores/kernel": (units if config.merge == "add" else 2 * units, words),
+    }
+    if not expected.items() <= shapes.items():
+        raise ValueError(MISFIT)
