@@ -24,15 +24,16 @@ def load_captioner(path=None, *others, encoder=None, names=True):
         from captioning.extras.serve.light import LightCaptioner
 
         captioner = LightCaptioner(path)
-        return captioner.with_names() if names else captioner
-    from captioning import Captioner  # and with it TensorFlow
+    else:
+        from captioning import Captioner  # and with it TensorFlow
 
-    if others:
-        from captioning.extras.study.ensemble import load_ensemble
+        if others:
+            from captioning.extras.study.ensemble import load_ensemble
 
-        captioner = load_ensemble([path, *others], encoder)
-        return captioner.with_names() if names else captioner
-    return Captioner.load(path, encoder, names)
+            captioner = load_ensemble([path, *others], encoder)
+        else:
+            captioner = Captioner.load(path, encoder, False)  # without names, at first
+    return captioner.with_names() if names else captioner
 
 
 def __getattr__(name: str) -> object:

@@ -36,7 +36,7 @@ class Captioner(PhotoCaptioner):
         self.has_attention = checkpoint.model.has_attention
         self.encoder_name = checkpoint.encoder["name"]
         self.image_size = checkpoint.encoder["image_size"]
-        self._encoder_name = encoder
+        self._encoder_file = encoder
         self._search = functools.cache(self._compile_search)
 
     @classmethod
@@ -53,7 +53,7 @@ class Captioner(PhotoCaptioner):
     def encoder(self) -> Encoder:
         """The CNN that the model was trained with; InputError if that one cannot be loaded."""
         expected = self.checkpoint.encoder
-        name, weights = str(self._encoder_name or expected["name"]), None
+        name, weights = str(self._encoder_file or expected["name"]), None
         if Path(name).suffix in WEIGHT_SUFFIXES:
             name, weights = expected["name"], name
         encoder = load_encoder(name, weights, expected["image_size"])

@@ -128,6 +128,7 @@ def test_constraints_that_cannot_hold_are_reported():
     assert limits == (9, 3, 2, each(5, 7), frozenset({6, 4}), frozenset({4}))
     assert parse()[:3] == (20, 7, 3)  # the model's own
     assert parse(max_words=5)[:3] == (5, 5, 3)
+    assert Constraints.of(Config(max_words=5, min_words=9), 5).min_words == 5
     assert parse(beam_width=1, require=["dog"])[:3] == (20, 0, 0)
     for problem, arguments in {
         "cat: is not a word that this model knows": {"forbid": ["cat"]},

@@ -42,7 +42,8 @@ class Constraints(NamedTuple):
         """Those that a model has by itself, in beam search alone."""
         if width == 1:
             return cls(config.max_words)
-        return cls(config.max_words, config.min_words, config.no_repeat_ngram)
+        least = min(config.min_words, config.max_words)  # as the compiled search
+        return cls(config.max_words, least, config.no_repeat_ngram)
 
     @classmethod
     def parse(cls, vocabulary: Vocabulary, config, options) -> "Constraints":
