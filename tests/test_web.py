@@ -29,7 +29,7 @@ HALF = b"POST /caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r
 
 
 class FakeCaptioner:
-    """Says whether a picture is dark or bright; of bright ones, wider beams say their width."""
+    """Says whether a picture is dark or bright; of bright ones it has alternatives."""
 
     image_size = 8
 
@@ -40,13 +40,10 @@ class FakeCaptioner:
         assert self.busy.acquire(blocking=False)  # one image at a time
         return np.array([picture.mean() for picture in pixels])
 
-    def caption_features(self, features, beam_width, n_best=1):
+    def caption_features(self, features, n_best):
         time.sleep(0.005)
-        if beam_width == 1:  # the last search
-            self.busy.release()
-        words = ("a", "bright" if features[0] > 127 else "dark", "picture")
-        if beam_width > 1 and "bright" in words:
-            words += (f"width{beam_width}",)
+        self.busy.release()
+        words = ("a", "bright", "warm", "picture") if features[0] > 127 else ("a", "dark", "picture")
         probabilities = (0.9, 0.5, 0.25, 0.1, 0.5)
         others = [(*words[:2], f"choice{n}") for n in range(1, n_best)] if len(words) > 3 else []
         found = [Caption(" ".join(w), w, probabilities[: len(w) + 1]) for w in (words, *others)]
@@ -71,9 +68,9 @@ class Client:
         with connection.getresponse() as reply:
             return reply.status, reply.headers, reply.read()
 
-    def caption(self, picture, width=5, **headers):
+    def caption(self, picture, **headers):
         """Status and answer: JSON if it is 200, otherwise a line of text."""
-        status, _, body = self.ask("POST", f"/caption?beam_width={width}", picture, **headers)
+        status, _, body = self.ask("POST", "/caption", picture, **headers)
         return status, json.loads(body) if status == 200 else body.decode()
 
     def connect(self, count, data=b""):
@@ -111,22 +108,16 @@ def photograph(level=200, kind="PNG", size=(80, 60), mode="L"):
 
 
 def test_an_image_is_captioned_with_probabilities_and_maps(server):
-    _, answer = server.caption(photograph())
-    best, greedy = answer["captions"]
-    assert best["words"] == best["caption"].split() == ["a", "bright", "picture", "width5"]
+    _, best = server.caption(photograph())
+    assert best["words"] == best["caption"].split() == ["a", "bright", "warm", "picture"]
     assert best["probabilities"] == [0.9, 0.5, 0.25, 0.1, 0.5]
     assert best["confidence"] == 0.3548  # (0.9 * 0.5 * 0.25 * 0.1 * 0.5) ** (1 / 5)
     assert best["maps"][0] == [[36, 255], [36, 36]]
-    assert (greedy["caption"], greedy["beam_width"]) == ("a bright picture", 1)
     others = [f"a bright choice{n}" for n in (1, 2, 3, 4)]
-    assert [other["caption"] for other in answer["alternatives"]] == others
-    assert server.caption(photograph(), 1)[1]["alternatives"] == []
-    assert len(server.caption(photograph(0))[1]["captions"]) == 1  # both searches agree
-    answer = web.describe(FakeCaptioner(has_attention=False), io.BytesIO(photograph()), 5)
-    assert all("maps" not in caption for caption in answer["captions"])
-    for width in web.BEAM_WIDTHS:
-        assert server.caption(photograph(), width)[1]["captions"][0]["beam_width"] == width
-    assert server.caption(photograph(), 7) == (400, "beam_width=7: expected one of (1, 3, 5, 10)")
+    assert [other["caption"] for other in best["alternatives"]] == others
+    assert server.caption(photograph(0))[1]["alternatives"] == []
+    answer = web.describe(FakeCaptioner(has_attention=False), io.BytesIO(photograph()))
+    assert all("maps" not in caption for caption in (answer, *answer["alternatives"]))
 
 
 def test_a_bad_picture_is_rejected_in_one_line(server):
@@ -262,10 +253,9 @@ def test_browser_several_files_become_cards_that_stay(page, tmp_path):
     choose(page, tmp_path, first=photograph(), bad=b"no picture", third=photograph(0))
     wait_for(page, "Done: 2 captioned, 1 failed")
     assert texts(page, ".name") == ["first.png", "bad.png", "third.png"]
-    captions = ["a bright picture width5", "a bright picture", "a dark picture"]
+    captions = ["a bright warm picture", "a dark picture"]
     assert texts(page, ".captions > .caption") == captions
-    facts = ["Confidence 35 %", "Greedy: confidence 33 %", "Confidence 33 %"]
-    assert texts(page, ".captions > .facts") == facts
+    assert texts(page, ".captions > .facts") == ["Confidence 35 %", "Confidence 33 %"]
     other = find(page, "details .caption")
     assert not other.is_displayed()
     find(page, "summary").click()
@@ -276,10 +266,6 @@ def test_browser_several_files_become_cards_that_stay(page, tmp_path):
     wait_for(page, "Done: 2 captioned, 2 failed")
     assert texts(page, ".name") == ["huge.png", "first.png", "bad.png", "third.png"]
     assert texts(page, ".error")[0] == "larger than 20 MB; scale it down"
-    find(page, "#width option[value='1']").click()
-    wait(lambda: texts(page, ".captions > .caption") == captions[1:])
-    find(page, "#width option:last-child").click()
-    wait(lambda: texts(page, ".captions > .caption")[0] == "a bright picture width10")
 
 
 def test_browser_words_show_their_probability_and_where_the_model_looked(page, tmp_path):
@@ -322,7 +308,7 @@ def test_browser_copies_and_downloads(page, tmp_path):
     find(page, ".copy").click()
     wait(lambda: find(page, ".copy").text == "Copied")
     copied = page.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
-    assert copied == "a bright picture width5"
+    assert copied == "a bright warm picture"
     find(page, "#csv").click()
     find(page, "#json").click()
     wait(lambda: len(list(tmp_path.glob("captions.*[nv]"))) == 2)
@@ -330,8 +316,8 @@ def test_browser_copies_and_downloads(page, tmp_path):
     assert (first["image"], first["caption"]) == ('a "b", ü.png', copied)
     assert first["confidence"] == "0.3548"
     good, bad = json.loads((tmp_path / "captions.json").read_text("utf-8"))
-    assert good["captions"][0]["probabilities"] == [0.9, 0.5, 0.25, 0.1, 0.5]
-    assert "maps" not in good["captions"][0]
+    assert good["probabilities"] == [0.9, 0.5, 0.25, 0.1, 0.5]
+    assert "maps" not in good
     assert bad == {"image": "bad.png", "error": second["error"]}
 
 
@@ -400,7 +386,7 @@ def test_browser_on_a_phone_by_day_and_by_night(page, tmp_path, scheme, width):
 def test_browser_every_control_has_a_name_and_is_reached_by_keys(page):
     hand_over(page, "drop", "photo.png")
     wait_for(page, "Done")
-    controls = page.find_elements("css selector", "button, input, select, img, [role=toolbar]")
+    controls = page.find_elements("css selector", "button, input, img, [role=toolbar]")
     assert all(control.accessible_name for control in controls if control.is_displayed())
     page.execute_script("document.activeElement.blur()")
     reached = []
@@ -408,8 +394,8 @@ def test_browser_every_control_has_a_name_and_is_reached_by_keys(page):
         ActionChains(page).send_keys(Keys.TAB).perform()
         reached.append(page.switch_to.active_element.accessible_name)
     others = "; ".join(name for name in reached if not name.endswith(".jpg"))
-    buttons = "Choose files; Use the camera; Beam width; Download CSV; Download JSON"
-    assert others == f"{buttons}; a, 90 %; a, 90 %; Alternatives; Copy"  # one tab stop per caption
+    buttons = "Choose files; Use the camera; Download CSV; Download JSON"
+    assert others == f"{buttons}; a, 90 %; Alternatives; Copy"  # one tab stop per caption
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -424,8 +410,9 @@ def test_the_command_serves_a_checkpoint_until_ctrl_c(process, tiny_grid_checkpo
     running = process("captioning/__main__.py", "web", "--port=0", "--model", tiny_grid_checkpoint)
     line = next(line for line in running.stderr if line.startswith("Open http://127.0.0.1:"))
     _, answer = Client(int(re.findall(r"\d+", line)[-1])).caption(photograph())
-    for caption in answer["captions"]:
-        assert np.shape(caption["maps"]) == (len(caption["words"]), 2, 2)
+    for caption in (answer, *answer["alternatives"]):
+        maps = np.reshape(caption["maps"], (-1, 2, 2))  # an alternative may have no words
+        assert len(maps) == len(caption["words"])
     running.send_signal(signal.SIGINT)
     assert "Traceback" not in running.communicate(timeout=30)[1]
     assert running.returncode == 130

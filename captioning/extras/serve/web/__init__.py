@@ -33,14 +33,13 @@ from starlette.routing import Route
 
 from captioning import load_captioner
 from captioning.captions import LIGHT, Caption, PhotoCaptioner
-from captioning.config import BEAM_WIDTH, number
+from captioning.config import number
 from captioning.errors import InputError, log
 from captioning.files import shipped
 from captioning.images import Photograph, load_image
 
 LOCAL, ANY = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
-BEAM_WIDTHS = (1, 3, 5, 10)  # that the page offers
-MOST_CAPTIONS = 5  # of the beam: the best and its alternatives
+SHOWN = 5  # captions of the beam: the best and its alternatives
 MAX_BYTES = 20_000_000  # of an image file
 READ_AT_ONCE = 4  # image files in memory; other requests wait unread
 BODY_SECONDS = 60  # in which an image file must have arrived
@@ -76,7 +75,7 @@ def main(options: argparse.Namespace) -> None:
         default = None if options.encoder else LIGHT
         captioner = load_captioner(options.model or default, encoder=options.encoder)
         grey = np.full((64, 64, 3), 127, np.uint8)
-        describe(captioner, grey, BEAM_WIDTH)  # compiles the search if it is Keras'
+        describe(captioner, grey)  # compiles the search if it is Keras'
         model = Path(options.model).name if options.model else "the pretrained captioner"
         server = make_server(make_app(captioner, model, options.host))
         host = socket.gethostname() if options.host in ANY else options.host
@@ -103,8 +102,6 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
     files |= {f"examples/{path.name}": path for path in photographs}
     settings = {
         "model": model_name,
-        "widths": BEAM_WIDTHS,
-        "width": BEAM_WIDTH,
         "attention": captioner.has_attention,
         "examples": [path.name for path in photographs],
         "limit": MAX_BYTES,
@@ -122,13 +119,10 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
         return FileResponse(files[name])
 
     async def caption(request: Request) -> Response:
-        width = request.query_params.get("beam_width", str(BEAM_WIDTH))
-        if width not in map(str, BEAM_WIDTHS):
-            raise HTTPException(400, f"beam_width={width}: expected one of {BEAM_WIDTHS}")
         async with reading:
             photograph = io.BytesIO(await read_body(request))
             async with captioning:
-                answer = await asyncio.to_thread(describe, captioner, photograph, int(width))
+                answer = await asyncio.to_thread(describe, captioner, photograph)
         return JSONResponse(answer)
 
     async def guard(request: Request, call_next) -> Response:
@@ -154,21 +148,17 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
     )
 
 
-def describe(captioner: PhotoCaptioner, photograph: Photograph, beam_width: int) -> dict:
-    """Caption a photograph with beam search, and greedily if that gives another caption.
+def describe(captioner: PhotoCaptioner, photograph: Photograph) -> dict:
+    """Caption a photograph; JSON-ready, with the beam's next best as `alternatives` and a `note`.
 
-    Returns JSON-ready `captions`, as `alternatives` the beam's next best, and a `note`. With
-    attention each caption has `maps`: per word rows of 0..255, 255 where the model looked most.
-    InputError: no picture.
+    With attention each caption has `maps`: per word rows of 0..255, 255 where the model looked
+    most. InputError: no picture.
     """
     features = captioner.encode([load_image(photograph, captioner.image_size)])
-    n_best = min(beam_width, MOST_CAPTIONS)
-    (best,) = captioner.caption_features(features, beam_width, n_best=n_best)
-    (greedy,) = captioner.caption_features(features, 1) if beam_width > 1 else (best,)
+    (best,) = captioner.caption_features(features, n_best=SHOWN)
 
-    def to_json(found: Caption, width: int) -> dict:
+    def to_json(found: Caption) -> dict:
         answer = {
-            "beam_width": width,
             "caption": found.text,
             "words": list(found.words),
             "probabilities": [round(probability, 4) for probability in found.probabilities],
@@ -180,17 +170,13 @@ def describe(captioner: PhotoCaptioner, photograph: Photograph, beam_width: int)
             answer["maps"] = scaled.round().astype(int).tolist()
         return answer
 
-    captions = [to_json(best, beam_width)]
-    if greedy.text != best.text:
-        captions.append(to_json(greedy, 1))
-    others = [other for other in best.alternatives if other.text != greedy.text]
     naming = best.naming or {"recognised": {}, "guess": False}
     seen = ", ".join(f"{word} {100 * p:.0f} %" for word, p in naming["recognised"].items())
     note = f"Recognised: {seen}. " if seen else ""
     if naming["guess"]:
         note += "Unlike what the captioner has seen: the caption is a guess."
-    others = [to_json(other, beam_width) for other in others]
-    return {"captions": captions, "alternatives": others, "note": note}
+    alternatives = [to_json(other) for other in best.alternatives]
+    return {**to_json(best), "alternatives": alternatives, "note": note}
 
 
 def is_known(host: str, names: set[str]) -> bool:

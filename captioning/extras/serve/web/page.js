@@ -50,7 +50,6 @@ function enqueue(card) {
   card.element.classList.add("waiting");
   queue = queue.then(async () => {
     tell(`Captioning ${done + 1} of ${total} …`);
-    card.result = { image: card.file.name };
     try {
       Object.assign(card.result, await ask(card.file));
     } catch (error) {
@@ -72,7 +71,7 @@ async function ask(file) {
   const body = await file.arrayBuffer().catch(() => {
     throw new Error("cannot be read; if it is a folder, choose the photographs in it");
   });
-  const reply = await fetch(`caption?beam_width=${part("width").value}`, { method: "POST", body }).catch(() => {
+  const reply = await fetch("caption", { method: "POST", body }).catch(() => {
     throw new Error("no answer from the captioner; is it still running?");
   });
   if (!reply.ok) throw new Error(await reply.text());
@@ -80,10 +79,10 @@ async function ask(file) {
 }
 
 function display(card) {
-  const { captions = [], alternatives = [], note, error } = card.result;
-  const lines = captions.flatMap((caption, place) => captionElements(caption, place ? "Greedy: confidence" : ""));
+  const { words, alternatives = [], note, error } = card.result;
+  const lines = words ? captionElements(card.result, "Confidence") : [];
   if (alternatives.length) {
-    const more = alternatives.flatMap((caption) => captionElements(caption, "Alternative: confidence"));
+    const more = alternatives.flatMap((caption) => captionElements(caption, "Alternative: confidence", "other"));
     lines.push(create("details", "", create("summary", "note", "Alternatives"), ...more));
   }
   if (note) lines.push(create("p", "note", note));
@@ -95,11 +94,11 @@ function display(card) {
 
 const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
 
-function captionElements(caption, kind) {
-  const line = create("p", kind ? "caption other" : "caption");
+function captionElements(caption, title, className = "") {
+  const line = create("p", `caption ${className}`);
   line.setAttribute("role", "toolbar");
   line.setAttribute("aria-label", "Words of the caption");
-  const facts = create("p", "note facts", `${kind || "Confidence"} ${percent(caption.confidence)}`);
+  const facts = create("p", "note facts", `${title} ${percent(caption.confidence)}`);
   facts.setAttribute("aria-live", "off"); // it changes as words are pointed at
   caption.words.forEach((word, index) => {
     const button = create("button", "word", word);
@@ -175,7 +174,7 @@ results.addEventListener("keydown", (event) => {
 
 async function copy(card, button) {
   try {
-    await navigator.clipboard.writeText(card.result.captions[0].caption);
+    await navigator.clipboard.writeText(card.result.caption);
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 2000);
   } catch (error) {
@@ -194,10 +193,8 @@ function download(name, type, text) {
 const quoted = (value = "") => `"${String(value).replaceAll('"', '""')}"`;
 
 part("csv").addEventListener("click", () => {
-  const rows = cards.map(({ result: { image, captions: [best = {}] = [], error } }) => [
-    image, best.caption, best.confidence, best.beam_width, error,
-  ]);
-  const lines = [["image", "caption", "confidence", "beam_width", "error"], ...rows];
+  const names = ["image", "caption", "confidence", "error"];
+  const lines = [names, ...cards.map(({ result }) => names.map((name) => result[name]))];
   download("captions.csv", "text/csv", lines.map((row) => row.map(quoted).join(",") + "\r\n").join(""));
 });
 part("json").addEventListener("click", () => {
@@ -230,9 +227,6 @@ document.addEventListener("drop", (event) => {
   else tell("What was dropped is not a file; save the picture first.", true);
 });
 
-part("width").append(...settings.widths.map((width) =>
-  new Option(width === 1 ? "1 (greedy)" : width, width, width === settings.width, width === settings.width)));
-part("width").addEventListener("change", () => cards.forEach(enqueue));
 part("model").textContent = settings.model;
 part("hint").hidden = !settings.attention;
 part("samples").hidden = !settings.examples.length;
