@@ -17,7 +17,6 @@ from captioning.encoders import WEIGHT_SUFFIXES, Encoder, encoder_label, load_en
 from captioning.errors import InputError
 from captioning.features import BATCH_SIZE, FeatureCache
 from captioning.files import shipped
-from captioning.vocabulary import TOKENIZERS
 
 PRETRAINED = shipped("data/pretrained/captioner.safetensors")
 DECODED_AT_ONCE = 100  # images
@@ -36,6 +35,7 @@ class Captioner(PhotoCaptioner):
         self.has_attention = checkpoint.model.has_attention
         self.encoder_name = checkpoint.encoder["name"]
         self.image_size = checkpoint.encoder["image_size"]
+        self.grid_shape = checkpoint.encoder["grid_shape"]
         self._encoder_file = encoder
         self._search = functools.cache(self._compile_search)
 
@@ -131,16 +131,8 @@ class Captioner(PhotoCaptioner):
 
         return tf.function(search, signature, autograph=False, jit_compile=is_fused)
 
-    def attention(self, features: np.ndarray, captions: Sequence[str]) -> list[np.ndarray]:
-        """Where the model looked for each word: per image (words, rows, columns), maps sum to 1."""
-        rows, columns, _ = self.checkpoint.encoder["grid_shape"]
-        maps = []
-        for feature, caption in zip(features, captions, strict=True):
-            words = TOKENIZERS[self.vocabulary.tokenizer](caption)
-            ids = np.array([self.vocabulary.encode(words)[:-1]])  # without END
-            outputs, _ = self.model.read_words(ids)
-            image = self.model.encode_image(feature[None].astype(np.float32))
-            _, weights = self.model.merge(outputs, image)  # (1, heads, words, P)
-            # mean over the heads; the prediction after all words but the last chose the last
-            maps.append(np.mean(weights[0, :, :-1], axis=0).reshape(-1, rows, columns))
-        return maps
+    def look(self, feature: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """As `PhotoCaptioner.look`: the mean over the heads."""
+        outputs, _ = self.model.read_words(ids)
+        _, weights = self.model.merge(outputs, self.model.encode_image(feature[None]))
+        return np.mean(weights[0], axis=0)

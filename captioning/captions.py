@@ -14,7 +14,7 @@ from captioning.config import BEAM_WIDTH, LENGTH_PENALTY
 from captioning.errors import InputError, log
 from captioning.files import shipped
 from captioning.images import Photograph, load_image
-from captioning.vocabulary import END, Vocabulary
+from captioning.vocabulary import END, TOKENIZERS, Vocabulary
 
 LIGHT = shipped("data/pretrained/captioner.tflite")
 OPENED_AT_ONCE = 32  # photographs
@@ -76,6 +76,7 @@ class PhotoCaptioner:
     config: object  # hyper-parameters of the model, see `captioning.config.Config`
     encoder_name: str
     image_size: int  # height and width that the encoder takes, pixels
+    grid_shape: Sequence[int]  # rows, columns, channels of its features
     has_attention: bool  # whether it can say where it looked
 
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
@@ -89,6 +90,19 @@ class PhotoCaptioner:
         It has `n_best` - 1 alternatives. Beam search keeps `beam_width` unfinished captions, at
         least `n_best`; 1 is greedy decoding. For the length penalty see `beam_search`.
         """
+
+    def look(self, feature: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Where the model looks before each word: ids (1, T) from START on -> weights (T, P)."""
+
+    def attention(self, features: np.ndarray, captions: Sequence[str]) -> list[np.ndarray]:
+        """Where the model looked for each word: per image (words, rows, columns), maps sum to 1."""
+        maps = []
+        for feature, caption in zip(features.astype(np.float32), captions, strict=True):
+            words = TOKENIZERS[self.vocabulary.tokenizer](caption)
+            ids = np.array([self.vocabulary.encode(words)[:-1]], np.int32)  # without END
+            # the prediction after all words but the last chose the last
+            maps.append(self.look(feature, ids)[: len(words)].reshape(-1, *self.grid_shape[:2]))
+        return maps
 
     def with_names(self):
         """Let `caption_features` give the right names; returns the captioner."""

@@ -31,7 +31,7 @@ from captioning.errors import InputError, reason
 from captioning.extras.serve.searches import Constraints, constrained
 from captioning.files import write_bytes
 from captioning.startup import quiet_stderr
-from captioning.vocabulary import TOKENIZERS, Vocabulary
+from captioning.vocabulary import Vocabulary
 
 VERSION = 2
 ENTRY = "captioner.json"
@@ -53,6 +53,7 @@ class LightCaptioner(PhotoCaptioner):
             self.config = SimpleNamespace(**self.information["config"])
             encoder = self.information["encoder"]
             self.encoder_name, self.image_size = encoder["name"], encoder["image_size"]
+            self.grid_shape = encoder["grid_shape"]
             with quiet_stderr():
                 model = Interpreter(str(path), num_threads=os.cpu_count())
                 model.allocate_tensors()  # prints which kernels it uses
@@ -89,17 +90,10 @@ class LightCaptioner(PhotoCaptioner):
         limits = Constraints.of(self.config, beam_width)
         return constrained(self, limits, features, beam_width, length_penalty, n_best)
 
-    def attention(self, features: np.ndarray, captions: Sequence[str]) -> list[np.ndarray]:
-        """Where the model looked for each word: one array (words, rows, columns) per image."""
-        maps = []
-        for feature, caption in zip(features.astype(np.float32), captions, strict=True):
-            words = TOKENIZERS[self.vocabulary.tokenizer](caption)
-            ids = np.zeros((1, self.config.max_words + 1), np.int32)
-            ids[0, : len(words) + 1] = self.vocabulary.encode(words)[:-1]  # without END
-            found = self._run["attention"](features=feature[None], words=ids)["maps"]
-            grid = self.information["encoder"]["grid_shape"][:2]
-            maps.append(found[0, : len(words)].reshape(-1, *grid))
-        return maps
+    def look(self, feature: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """As `PhotoCaptioner.look`."""
+        words = np.pad(ids, ((0, 0), (0, self.config.max_words + 1 - ids.size)))  # PAD is 0
+        return self._run["attention"](features=feature[None], words=words)["maps"][0]
 
 
 def read_information(path: Path) -> dict:
