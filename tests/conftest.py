@@ -11,6 +11,8 @@ from pathlib import Path
 from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# tiny models are compiled for longer than they run: half of the time of a tiny training
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 import hypothesis  # noqa: F401 - before gc.freeze(), which scripts call
 import numpy as np

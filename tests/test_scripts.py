@@ -263,9 +263,9 @@ def test_the_encoder_of_a_model_is_given_by_its_file(
 ):
     import keras
 
-    weights = tmp_path / "resnet50.weights.h5"
-    keras.applications.ResNet50(include_top=False, weights=None).save_weights(weights)
-    encoder = load_encoder("resnet50", weights, image_size=32)
+    weights = tmp_path / "vgg16.weights.h5"  # few layers: loaded three times
+    keras.applications.VGG16(include_top=False, weights=None).save_weights(weights)
+    encoder = load_encoder("vgg16", weights, image_size=32)
     prepared = make_prepared(tmp_path / "prepared", tiny_captions, encoder=encoder.to_json())
     model = train_tiny(prepared, tmp_path / "run", "--epochs", 1) / "best.safetensors"
     arguments = ["test.py", "--image", photographs[0], "--model", model]
@@ -273,7 +273,7 @@ def test_the_encoder_of_a_model_is_given_by_its_file(
     assert status == 0
     assert out.startswith(f"{photographs[0]}: ")
     rejected(
-        script(*arguments, "--encoder", "efficientnet_lite2"), "trained on features of resnet50"
+        script(*arguments, "--encoder", "efficientnet_lite2"), "trained on features of vgg16"
     )
     rejected(script(*arguments, "--encoder", tmp_path / "moved.keras"), "give it with --encoder")
 
