@@ -159,10 +159,11 @@ def test_damaged_and_foreign_files_are_one_line(file, tmp_path):
 
 
 def test_the_web_page_shows_alternatives_and_attention(file, photographs):
-    answer = web.describe(LightCaptioner(file), photographs[0], 3)
+    answer = web.describe(LightCaptioner(file), photographs[0])
     assert len(answer["alternatives"]) >= 1
-    for caption in answer["captions"] + answer["alternatives"]:
-        assert np.shape(caption["maps"]) == (len(caption["words"]), 2, 2)
+    for caption in (answer, *answer["alternatives"]):
+        maps = np.reshape(caption["maps"], (-1, 2, 2))  # an alternative may have no words
+        assert len(maps) == len(caption["words"])
 
 
 def test_a_package_that_is_missing_is_one_line():

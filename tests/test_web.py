@@ -43,7 +43,9 @@ class FakeCaptioner:
     def caption_features(self, features, n_best):
         time.sleep(0.005)
         self.busy.release()
-        words = ("a", "bright", "warm", "picture") if features[0] > 127 else ("a", "dark", "picture")
+        words = ("a", "dark", "picture")
+        if features[0] > 127:
+            words = ("a", "bright", "warm", "picture")
         probabilities = (0.9, 0.5, 0.25, 0.1, 0.5)
         others = [(*words[:2], f"choice{n}") for n in range(1, n_best)] if len(words) > 3 else []
         found = [Caption(" ".join(w), w, probabilities[: len(w) + 1]) for w in (words, *others)]

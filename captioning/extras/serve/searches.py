@@ -119,10 +119,12 @@ def beam_search(
     is_greedy = width == 1 and not limits.required
     alive, finished = [Unfinished(0.0, 0, [], [])], []
     for t in range(limits.max_words + 1):
-        last = [START if t == 0 else caption.words[-1] for caption in alive]
+        last, rows = [START] * width, [0] * width  # LiteRT is slow where the number changes
+        if t > 0:
+            last, rows = [c.words[-1] for c in alive], [c.row for c in alive]
         beams = defaultdict(list)  # by the requirements that are not met
-        scores = step(last, [caption.row for caption in alive])  # (B, V)
-        for row, (caption, logs) in enumerate(zip(alive, scores, strict=True)):
+        scores = step(last, rows)  # (B, V)
+        for row, (caption, logs) in enumerate(zip(alive, scores, strict=False)):
             unmet = limits.unmet(caption.words)
             logs[limits.blocked(caption.words)] = -np.inf
             most = 1 if is_greedy else width + sum(map(len, unmet)) + 1  # END may be among them
