@@ -90,10 +90,14 @@ def test_captions_are_those_of_the_checkpoint(name, files, checkpoints, photogra
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])
-def test_smaller_weights_change_probabilities_little(precision, checkpoints, tmp_path, file):
+def test_smaller_weights_change_probabilities_little(
+    precision, checkpoints, tmp_path, file, monkeypatch
+):
+    monkeypatch.setattr("captioning.extras.serve.export.LARGE", 1000)  # of these models
     small = export(checkpoints["grid"], tmp_path / "small.tflite", "--precision", precision)
     light, exact = LightCaptioner(small), LightCaptioner(file)
     assert light.information["precision"] == precision
+    assert small.stat().st_size < file.stat().st_size - 5000
     features = np.random.default_rng(0).normal(size=(4, 4, 8))
     for one, other in zip(*(c.caption_features(features, 1) for c in (light, exact)), strict=True):
         assert abs(one.probabilities[0] - other.probabilities[0]) < 0.05

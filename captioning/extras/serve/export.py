@@ -7,14 +7,19 @@ searches.py, in NumPy.
 """
 
 import argparse
+import copy
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 from captioning.errors import InputError, log
 from captioning.extras.serve.light import write_light
 from captioning.files import require_writable
 from captioning.startup import import_tensorflow, quiet_stderr
+
+LARGE = 600_000  # bytes of float32 weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,18 +61,50 @@ def convert(captioner, precision: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder, quiet_stderr():
         tf.saved_model.save(module, folder, functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, list(functions))
-        if precision != "float32":
+        if precision == "int8":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if precision == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        return converter.convert()
+        model = converter.convert()
+    return halve(model) if precision == "float16" else model
+
+
+def halve(model: bytes) -> bytes:
+    """Store the large weights of a float32 LiteRT model in float16.
+
+    The converter would round the small ones too: a thirtieth of the size, most of the error.
+    """
+    from tensorflow.lite.python import schema_py_generated as schema
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    content = flatbuffer_utils.convert_bytearray_to_object(model)
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
+    code.version = 3  # of float16
+    content.operatorCodes.append(code)
+    halved = set()
+    for graph in content.subgraphs:
+        for place, weights in enumerate(graph.tensors[:]):
+            data = content.buffers[weights.buffer].data
+            if data is None or len(data) < LARGE:
+                continue
+            half = copy.copy(weights)
+            half.type = schema.TensorType.FLOAT16
+            halved.add(weights.buffer)
+            weights.buffer = 0  # computed, as all tensors without data
+            graph.tensors.append(half)
+            operator = schema.OperatorT()
+            operator.opcodeIndex = len(content.operatorCodes) - 1
+            operator.inputs, operator.outputs = [len(graph.tensors) - 1], [place]
+            graph.operators.insert(0, operator)
+    for buffer in (content.buffers[number] for number in halved):
+        buffer.data = buffer.data.view(np.float32).astype(np.float16).view(np.uint8)
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(content))
 
 
 def signatures(captioner) -> dict:
     """The functions of the file, compiled for one image: name -> tf.function."""
     import tensorflow as tf
 
-    model, size, max_words = captioner.model, captioner.image_size, captioner.model.config.max_words
+    model, size = captioner.model, captioner.image_size
     features = tf.TensorSpec((1, *model.feature_shape), tf.float32)
     model.rnn.unroll = True  # each step is one word; Keras' loop could not be converted
 
@@ -85,29 +122,23 @@ def signatures(captioner) -> dict:
             [parts[name] for name in sorted(parts) if name.startswith(kind)]
             for kind in ("image", "state")
         )
-        scores, state = model.step(words, state, image)
-        return {"scores": scores, **{f"state{i}": part for i, part in enumerate(state)}}
-
-    def attention(features, words):
-        outputs, state = [], model.initial_state(1)
-        for t in range(max_words + 1):
-            output, state = model.read_words(words[:, t, None], state)
-            outputs.append(output)
-        image = model.encode_image(features)
-        _, weights = model.merge(tf.concat(outputs, axis=1), image)  # (1, heads, L, P)
-        return {"maps": tf.reduce_mean(weights, axis=1)}
+        if model.has_attention:  # as model.step, which does not return where it looked
+            outputs, state = model.read_words(tf.transpose(words), state)  # (B, 1, U)
+            merged, weights = model.merge(tf.transpose(outputs, (1, 0, 2)), image)
+            found = {"maps": tf.reduce_mean(weights, axis=1)}  # over the heads: (1, B, P)
+            found["scores"] = tf.nn.log_softmax(model.score_words(merged))
+        else:
+            found = {}
+            found["scores"], state = model.step(words, state, image)
+        return {**found, **{f"state{i}": part for i, part in enumerate(state)}}
 
     parts = {}
     for name, part in start(tf.zeros(features.shape)).items():
         captions = None if name.startswith("state") else 1
         parts[name] = tf.TensorSpec((captions, *part.shape[1:]), name=name)
     words = tf.TensorSpec((1, None), tf.int32, name="words")
-    found = {
+    return {
         "encode": tf.function(encode, [tf.TensorSpec((1, size, size, 3), tf.uint8)]),
         "start": tf.function(start, [features]),
         "step": tf.function(step).get_concrete_function(words, **parts),
     }
-    if model.has_attention:
-        words = tf.TensorSpec((1, max_words + 1), tf.int32)
-        found["attention"] = tf.function(attention, [features, words])
-    return found

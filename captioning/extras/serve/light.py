@@ -1,13 +1,12 @@
 """Captions without TensorFlow: one `.tflite` file, run by LiteRT.
 
 `python -m captioning export` writes it: a model with these signatures, and behind it a zip archive
-with one JSON entry. B captions are extended at once; V is the size of the vocabulary, L
-max_words + 1, P the positions of the grid.
+with one JSON entry. B captions are extended at once; V is the size of the vocabulary, P the number
+of positions of the grid; maps are of models with attention.
 
-    encode     pixels uint8 (1, size, size, 3) -> features float32 (1, *feature_shape)
-    start      features -> image0, image1, ..., state0, ... (1, ...)
-    step       words int32 (1, B), these -> scores float32 (1, B, V), state0, ... (B, ...)
-    attention  features, words int32 (1, L) -> maps float32 (1, L, P); of models with attention
+    encode  pixels uint8 (1, size, size, 3) -> features float32 (1, *feature_shape)
+    start   features -> image0, image1, ..., state0, ... (1, ...)
+    step    words int32 (1, B), these -> scores (1, B, V), maps (1, B, P), state0, ... (B, ...)
 
 The entry holds a SHA-256 of the model against accidental damage. LiteRT is C++: use `.tflite`
 files only of people you trust.
@@ -33,7 +32,7 @@ from captioning.files import write_bytes
 from captioning.startup import quiet_stderr
 from captioning.vocabulary import Vocabulary
 
-VERSION = 2
+VERSION = 3
 ENTRY = "captioner.json"
 EXPORT = "python -m captioning export"
 
@@ -62,13 +61,13 @@ class LightCaptioner(PhotoCaptioner):
         except Exception as error:  # zipfile, JSON and LiteRT raise many types
             problem = f"damaged, or not written by {EXPORT} ({reason(error)})"
             raise InputError(f"{path}: {problem}") from None
-        self.has_attention = "attention" in self._run
+        self.has_attention = self.config.attention == "grid"
 
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
         return np.concatenate([self._run["encode"](pixels=p[None])["features"] for p in pixels])
 
-    def begin(self, feature: np.ndarray) -> Callable:
+    def begin(self, feature: np.ndarray, output: str = "scores") -> Callable:
         """Captions of one encoded image, step by step: see `captioning.extras.serve.searches`."""
         parts = self._run["start"](features=feature[None].astype(np.float32))
 
@@ -77,9 +76,8 @@ class LightCaptioner(PhotoCaptioner):
                 if name.startswith("state"):
                     parts[name] = parts[name][rows]
             found = self._run["step"](words=np.array([words], np.int32), **parts)
-            scores = found.pop("scores")
-            parts.update(found)
-            return scores[0]
+            parts.update((name, found[name]) for name in parts if name in found)
+            return found[output][0]
 
         return step
 
@@ -92,8 +90,8 @@ class LightCaptioner(PhotoCaptioner):
 
     def look(self, feature: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """As `PhotoCaptioner.look`."""
-        words = np.pad(ids, ((0, 0), (0, self.config.max_words + 1 - ids.size)))  # PAD is 0
-        return self._run["attention"](features=feature[None], words=words)["maps"][0]
+        step = self.begin(feature, "maps")
+        return np.concatenate([step([word], [0]) for word in ids[0]])
 
 
 def read_information(path: Path) -> dict:
