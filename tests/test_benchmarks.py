@@ -30,7 +30,7 @@ ATTENTIONS = pytest.mark.parametrize("attention", ["none", "grid"])
 def decoder(attention, channels=6, **changes):
     """A small model, every weight away from its start."""
     shape = (4, channels) if attention == "grid" else (channels,)
-    config = Config(units=8, attention=attention, heads=2, max_words=30, **changes)
+    config = Config(units=8, attention=attention, heads=2, max_words=8, **changes)
     model = MergeDecoder(config, WORDS, shape, embedding_size=5)
     rng = np.random.default_rng(0)
     for variable in model.trainable_variables:
@@ -89,8 +89,8 @@ def test_a_cnn_pass_per_word_gives_the_same_caption(attention, tiny_encoder, pho
     captioner.encoder = encoder
     cnn = usual.cnn_for(encoder, model.feature_shape)
     pixels = [load_image(path, encoder.image_size) for path in photographs]
-    words = usual.prefix_model(model, longest=31)
-    theirs = [usual.caption_with_a_cnn_pass_per_word(cnn, words, one, 30) for one in pixels]
+    words = usual.prefix_model(model, longest=9)
+    theirs = [usual.caption_with_a_cnn_pass_per_word(cnn, words, one, 8) for one in pixels]
     ours = captioner.caption_features(captioner.encode(pixels), beam_width=1)
     assert [vocabulary.decode(ids) for ids in theirs] == [caption.text for caption in ours]
     assert all(ids[-1] == END for ids in theirs)
