@@ -1,6 +1,7 @@
 """The usual way that the benchmark measures against computes what this project computes."""
 
 import json
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -106,6 +107,13 @@ def test_one_photograph_at_a_time_gives_the_same_features(tiny_encoder, photogra
         theirs = usual.extract_one_by_one(cnn, photographs, encoder.image_size)
         assert theirs.std() > 0.01
         np.testing.assert_allclose(ours, theirs, atol=1e-5 if len(shape) == 1 else 1e-3)  # float16
+
+
+def test_extraction_is_measured(tiny_encoder, photographs, tmp_path):
+    stub = SimpleNamespace(photographs=photographs, folder=tmp_path, repetitions=1)
+    rows = list(bench.one_extraction(stub, load_encoder(tiny_encoder)))
+    assert len(rows) == 2
+    assert all(value > 0 for row in rows for value in row.ours)
 
 
 # --- the data and the figures ---------------------------------------------------------------------

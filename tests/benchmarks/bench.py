@@ -10,6 +10,7 @@ docs/performance.md explains the rows. The table goes to stdout, all figures to 
 import argparse
 import contextlib
 import datetime
+import io
 import itertools
 import json
 import os
@@ -221,7 +222,7 @@ def one_extraction(bench: Bench, encoder: Encoder) -> Iterator[Row]:
 
     def ours():
         target = bench.folder / f"{encoder.name}-{next(numbers)}"
-        with contextlib.redirect_stderr(None):
+        with contextlib.redirect_stderr(io.StringIO()):
             taken = seconds(lambda: extract_features(target, folder, names, encoder))
         return len(paths) / taken
 
