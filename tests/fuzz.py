@@ -141,7 +141,8 @@ def light_files() -> list[bytes]:
         words = [*SPECIALS, "a", "dog"]
         vocabulary = Vocabulary(words, [1] * len(words)).to_json()
         path = Path(folder, "a.tflite")
-        write_light(path, model, {"config": {}, "encoder": ENCODER, "vocabulary": vocabulary})
+        information = {"config": {"attention": "none"}, "encoder": ENCODER}
+        write_light(path, model, {**information, "vocabulary": vocabulary})
         return [path.read_bytes()]
 
 

@@ -50,6 +50,7 @@ class LightCaptioner(PhotoCaptioner):
             self.information = read_information(path)
             self.vocabulary = Vocabulary.from_json(self.information["vocabulary"])
             self.config = SimpleNamespace(**self.information["config"])
+            self.has_attention = self.config.attention == "grid"
             encoder = self.information["encoder"]
             self.encoder_name, self.image_size = encoder["name"], encoder["image_size"]
             self.grid_shape = encoder["grid_shape"]
@@ -61,7 +62,6 @@ class LightCaptioner(PhotoCaptioner):
         except Exception as error:  # zipfile, JSON and LiteRT raise many types
             problem = f"damaged, or not written by {EXPORT} ({reason(error)})"
             raise InputError(f"{path}: {problem}") from None
-        self.has_attention = self.config.attention == "grid"
 
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
