@@ -70,7 +70,7 @@ def convert(captioner, precision: str) -> bytes:
 def halve(model: bytes) -> bytes:
     """Store the large weights of a float32 LiteRT model in float16.
 
-    The converter would round the small ones too: a thirtieth of the size, most of the error.
+    The converter would round the small ones too: a seventh of the weights, most of the error.
     """
     from tensorflow.lite.python import schema_py_generated as schema
     from tensorflow.lite.tools import flatbuffer_utils
@@ -128,8 +128,8 @@ def signatures(captioner) -> dict:
             found = {"maps": tf.reduce_mean(weights, axis=1)}  # over the heads: (1, B, P)
             found["scores"] = tf.nn.log_softmax(model.score_words(merged))
         else:
-            found = {}
-            found["scores"], state = model.step(words, state, image)
+            scores, state = model.step(words, state, image)
+            found = {"scores": scores}
         return {**found, **{f"state{i}": part for i, part in enumerate(state)}}
 
     parts = {}

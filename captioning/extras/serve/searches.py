@@ -123,8 +123,8 @@ def beam_search(
         if t > 0:
             last, rows = [c.words[-1] for c in alive], [c.row for c in alive]
         beams = defaultdict(list)  # by the requirements that are not met
-        scores = step(last, rows)  # (B, V)
-        for row, (caption, logs) in enumerate(zip(alive, scores, strict=False)):
+        scores = step(last, rows)[: len(alive)]  # (B, V)
+        for row, (caption, logs) in enumerate(zip(alive, scores, strict=True)):
             unmet = limits.unmet(caption.words)
             logs[limits.blocked(caption.words)] = -np.inf
             most = 1 if is_greedy else width + sum(map(len, unmet)) + 1  # END may be among them
