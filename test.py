@@ -105,16 +105,12 @@ def score_split(captioner, options: argparse.Namespace) -> int:
     """Caption a split from cached features and print its scores."""
     from captioning.evaluation import PROTOCOL, evaluate
     from captioning.extras.study.bootstrap import intervals, score_table
-    from captioning.features import FeatureCache, cache_folder
-    from captioning.prepared import Prepared
 
-    prepared = Prepared(options.data)
     encoder = captioner.checkpoint.encoder
-    cache = FeatureCache.open(cache_folder(options.data, encoder["name"]))
     search = (options.beam_width, options.length_penalty)
-    result = evaluate(captioner, prepared, options.split, cache, *search)
+    result = evaluate(captioner, options.data, options.split, *search)
     facts = {
-        "split": f"{options.split}, {len(result.images)} images ({prepared.split_origin})",
+        "split": f"{options.split}, {len(result.images)} images ({result.prepared.split_origin})",
         "model": ", ".join(options.model) or PRETRAINED,
         "encoder": f"{encoder['name']}, {encoder['image_size']} x {encoder['image_size']}",
         "decoding": "beam width {}, length penalty {:g}".format(*search)
@@ -132,10 +128,9 @@ def score_split(captioner, options: argparse.Namespace) -> int:
         other = None
         if options.compare:
             second = type(captioner).load(options.compare, options.encoder, options.names)
-            other = evaluate(second, prepared, options.split, cache, *search)
+            other = evaluate(second, options.data, options.split, *search)
             facts["compared with"] = options.compare
-        report = build_report(result, facts, captioner, prepared, cache, other)
-        write_report(options.report, report)
+        write_report(options.report, build_report(result, facts, captioner, other))
         log(f"wrote {options.report}")
     if options.coco_results:
         from captioning.extras.study.coco import write_results

@@ -16,7 +16,7 @@ from captioning import metrics
 from captioning.captioner import Captioner
 from captioning.encoders import require_same_encoder
 from captioning.errors import InputError, log
-from captioning.features import MADE_BY, FeatureCache
+from captioning.features import MADE_BY, FeatureCache, cache_folder
 from captioning.metrics import CiderD, scoring_tokens
 from captioning.prepared import Prepared
 
@@ -34,6 +34,8 @@ SIMILARITY_ROWS = 1024  # images compared with all training images at once
 class Evaluation:
     """A captioned and scored split; all scores x 100."""
 
+    prepared: Prepared
+    cache: FeatureCache
     split: str
     images: list[str]  # file names of the images that were scored
     captions: list[str]  # the model's, one per image
@@ -45,23 +47,24 @@ class Evaluation:
     diversity: dict[str, float]  # see captioning.metrics.diversity
 
 
-def evaluate(
-    captioner: Captioner, prepared: Prepared, split: str, cache: FeatureCache, *search: float
-) -> Evaluation:
-    """Caption `split` and score the captions; `search` is beam width and length penalty.
+def evaluate(captioner: Captioner, data: str, split: str, *search: float) -> Evaluation:
+    """Caption a split of the prepared folder `data`; `search` is beam width and length penalty.
 
     Images that the model was trained on are left out and reported, unless `split` is "train".
     InputError if the split or its features are missing, or of another encoder, or if nearly all
     images were trained on.
     """
-    require_same_encoder(cache.folder, cache.encoder, captioner.checkpoint.encoder)
+    prepared, encoder = Prepared(data), captioner.checkpoint.encoder
+    cache = FeatureCache.open(cache_folder(data, encoder["name"]))
+    require_same_encoder(cache.folder, cache.encoder, encoder)
     all_references = dict(zip(prepared.images(split), prepared.references(split), strict=True))
     readable = set(cache.images) - cache.failed.keys()
     images = [image for image in all_references if image in readable]
     if not images:
         problem = f"{cache.folder}: has no image of the {split} split"
         raise InputError(f"{problem}; run {MADE_BY} again for this data")
-    images = _unseen(captioner.checkpoint.facts, cache, images, split)
+    trained = captioner.checkpoint.facts.get("training pictures", [])
+    images = _unseen(images, cache.pictures(images), trained, split)
     captions = captioner.caption_cached(cache, images, *search)
     references = [all_references[image] for image in images]
     table = metrics.statistics(references, captions)
@@ -86,13 +89,13 @@ def evaluate(
     if min(map(len, references)) > 1:
         rows["one person against the others"] = one_against_the_others(references)
     diversity = metrics.diversity(captions, [text for image in training for text in image])
-    return Evaluation(split, images, captions, references, scores, table, rows, floor, diversity)
+    captioned = (prepared, cache, split, images, captions, references)
+    return Evaluation(*captioned, scores, table, rows, floor, diversity)
 
 
-def _unseen(facts: dict, cache: FeatureCache, images: list[str], split: str) -> list[str]:
-    """Those of `images` whose picture the model with these `facts` was not trained on."""
-    trained = np.array([int(h, 16) for h in facts.get("training pictures", [])], np.uint64)
-    hashes = [np.uint64(int(h, 16)) for h in cache.pictures(images)]
+def _unseen(images: list[str], hashes: list[str], trained: list[str], split: str) -> list[str]:
+    """Those of `images` whose perceptual hash is none of those `trained` on."""
+    hashes, trained = (np.array([int(h, 16) for h in x], np.uint64) for x in (hashes, trained))
     is_seen = [(np.bitwise_count(trained ^ value) <= SAME_PICTURE).any() for value in hashes]
     unseen = [image for image, seen in zip(images, is_seen, strict=True) if not seen]
     counts = f"{len(images) - len(unseen):,} of the {len(images):,} {split} images"

@@ -14,7 +14,6 @@ from captioning.decoding import beam_search
 from captioning.encoders import load_encoder
 from captioning.errors import InputError
 from captioning.evaluation import evaluate
-from captioning.features import open_caches
 from captioning.metrics import scoring_tokens
 from captioning.prepared import Prepared
 from captioning.vocabulary import END, PAD, START, UNKNOWN
@@ -163,11 +162,11 @@ pytestmark = pytest.mark.usefixtures("without_meteor")
 
 
 def test_a_split_is_scored_beside_its_baselines(captioner, tiny_prepared):
-    prepared, (cache,) = Prepared(tiny_prepared), open_caches(tiny_prepared)
-    result = evaluate(captioner, prepared, "dev", cache, 1, 0.7)
+    result = evaluate(captioner, tiny_prepared, "dev", 1, 0.7)
+    prepared = Prepared(tiny_prepared)
     assert result.images == prepared.images("dev")
-    rows = cache.rows(result.images)
-    expected = captioner.caption_features(cache.read(rows, (8,)), 1)
+    features = result.cache.read(result.cache.rows(result.images), (8,))
+    expected = captioner.caption_features(features, 1)
     assert result.captions == [caption.text for caption in expected]
     assert {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D"} <= set(result.scores)
     assert len(result.statistics) == 4
@@ -187,8 +186,7 @@ def test_a_split_of_one_image_is_scored(captioner, make_prepared, tiny_captions,
     one = dict(list(tiny_captions["dev"].items())[:1])
     encoder = captioner.checkpoint.encoder | {"name": "tiny.keras"}
     make_prepared(tmp_path, {**tiny_captions, "dev": one}, encoder=encoder)
-    (cache,) = open_caches(tmp_path)
-    result = evaluate(captioner, Prepared(tmp_path), "dev", cache, 1, 0.7)
+    result = evaluate(captioner, tmp_path, "dev", 1, 0.7)
     assert result.images == ["dev0.jpg"]
     assert {"BLEU-4", "CIDEr-D"} <= set(result.scores)
     assert "images shuffled" not in result.rows
@@ -201,15 +199,13 @@ def test_pictures_that_could_not_be_read_are_left_out(captioner, tiny_prepared, 
     content = json.loads(index.read_text())
     content["failed"] = {"dev1.jpg": "damaged picture", "train0.jpg": "damaged picture"}
     index.write_text(json.dumps(content))
-    (cache,) = open_caches(folder)
-    result = evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7)
+    result = evaluate(captioner, folder, "dev", 1, 0.7)
     assert result.images == ["dev0.jpg", "dev2.jpg", "dev3.jpg"]
     assert len(result.captions) == len(result.references) == len(result.statistics) == 3
     content["failed"] = {f"dev{number}.jpg": "damaged picture" for number in range(4)}
     index.write_text(json.dumps(content))
-    (cache,) = open_caches(folder)
     with pytest.raises(InputError, match="no image of the dev split"):
-        evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7)
+        evaluate(captioner, folder, "dev", 1, 0.7)
 
 
 def test_an_encoder_file_may_have_moved(captioner, tiny_prepared, tmp_path):
@@ -218,8 +214,7 @@ def test_an_encoder_file_may_have_moved(captioner, tiny_prepared, tmp_path):
     content = json.loads(index.read_text())
     content["encoder"]["name"] = "/elsewhere/tiny.keras"
     index.write_text(json.dumps(content))
-    (cache,) = open_caches(folder)
-    assert evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7).captions
+    assert evaluate(captioner, folder, "dev", 1, 0.7).captions
 
 
 def test_images_that_were_trained_on_are_left_out(
@@ -237,18 +232,16 @@ def test_images_that_were_trained_on_are_left_out(
         splits["train"] = {name: everything[name] for name in images if name not in dev}
         folder = make_prepared(tmp_path / str(len(dev)), splits, encoder=encoder)
         number_pictures(folder, images)
-        (cache,) = open_caches(folder)
-        assert evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7).images == kept
+        assert evaluate(captioner, folder, "dev", 1, 0.7).images == kept
         assert told in capfd.readouterr().err
-    evaluate(captioner, Prepared(folder), "train", cache, 1, 0.7)
+    evaluate(captioner, folder, "train", 1, 0.7)
     assert "8 of the 8 train images were trained on" in capfd.readouterr().err
 
     splits = {"dev": tiny_captions["train"], "train": tiny_captions["dev"]}
     folder = make_prepared(tmp_path / "all", splits, encoder=encoder)
     number_pictures(folder, images)
-    (cache,) = open_caches(folder)
     with pytest.raises(InputError, match="8 of the 8 dev images were in the model's training"):
-        evaluate(captioner, Prepared(folder), "dev", cache, 1, 0.7)
+        evaluate(captioner, folder, "dev", 1, 0.7)
 
 
 def number_pictures(folder, images):

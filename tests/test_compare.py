@@ -34,7 +34,7 @@ def corpus(images=40, seed=0, right=0.5):
 def evaluation(references, captions, names=None):
     names = names or [f"{number}.jpg" for number in range(len(captions))]
     sums, scores = (f(references, captions) for f in (metrics.statistics, metrics.score))
-    return Evaluation("dev", names, captions, references, scores, sums, {}, "", {})
+    return Evaluation(None, None, "dev", names, captions, references, scores, sums, {}, "", {})
 
 
 def test_the_bootstrap_scores_resamples_of_the_images():

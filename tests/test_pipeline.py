@@ -7,8 +7,8 @@ from captioning.datasets import read_dataset
 from captioning.embeddings import embedding_matrix, train_fasttext
 from captioning.encoders import BUNDLED, load_encoder
 from captioning.evaluation import evaluate
-from captioning.features import cache_folder, extract_features, open_caches
-from captioning.prepared import Prepared, write_captions, write_embeddings
+from captioning.features import cache_folder, extract_features
+from captioning.prepared import write_captions, write_embeddings
 from captioning.vocabulary import Vocabulary, tokenize
 
 
@@ -25,15 +25,14 @@ def prepared(tmp_path_factory):
     names = [image for split in dataset.splits.values() for image in split]
     cache = cache_folder(folder, BUNDLED)
     extract_features(cache, dataset.image_folder, names, load_encoder(BUNDLED), keep_grid=False)
-    return Prepared(folder)
+    return folder
 
 
 @pytest.mark.usefixtures("without_meteor")
 def test_a_trained_model_must_look_at_held_out_images_to_score(prepared, train_tiny, tmp_path):
     sizes = ("--epochs", 16, "--batch-size", 30, "--units", 256, "--dropout", 0.3)
-    best = train_tiny(prepared.folder, tmp_path, *sizes) / "best.safetensors"
-    (cache,) = open_caches(prepared.folder)
-    result = evaluate(Captioner.load(best), prepared, "test", cache, 1, 0.7)
+    best = train_tiny(prepared, tmp_path, *sizes) / "best.safetensors"
+    result = evaluate(Captioner.load(best), prepared, "test", 1, 0.7)
     right = result.scores["CIDEr-D"]
     assert right > 120
     assert result.rows["images shuffled"]["CIDEr-D"] < right / 2

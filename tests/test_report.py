@@ -17,8 +17,6 @@ from PIL import Image
 from captioning.captioner import Captioner
 from captioning.evaluation import evaluate
 from captioning.extras.study.report import CaptionedImage, Report, build_report, write_report
-from captioning.features import FeatureCache, cache_folder
-from captioning.prepared import Prepared
 
 HOSTILE = """
     <script>window.hacked = 1</script> </script><script>window.hacked = 1</script>
@@ -122,10 +120,9 @@ def test_text_of_others_stays_text(report, write):
 
 
 def test_a_report_is_built_of_two_evaluations(tiny_prepared, tiny_grid_checkpoint, without_meteor):
-    captioner, prepared = Captioner.load(tiny_grid_checkpoint), Prepared(tiny_prepared)
-    cache = FeatureCache.open(cache_folder(tiny_prepared, captioner.checkpoint.encoder["name"]))
-    one, two = (evaluate(captioner, prepared, "dev", cache, width, 0.7) for width in (1, 2))
-    report = build_report(one, {}, captioner, prepared, cache, two)
+    captioner = Captioner.load(tiny_grid_checkpoint)
+    one, two = (evaluate(captioner, tiny_prepared, "dev", width, 0.7) for width in (1, 2))
+    report = build_report(one, {}, captioner, two)
     assert list(report.rows)[:2] == ["this model", "other model"]
     assert [image.other_caption for image in report.images] == two.captions
     for image in report.images:

@@ -73,7 +73,7 @@ def main(options: argparse.Namespace) -> None:
     """Print how the models compare, and write the page."""
     if options.report:
         require_writable(options.report)
-    prepared, captioners, caches, results = evaluate_models(options)
+    captioners, results = evaluate_models(options)
     found = compare(*results)
     names = [name for name in found.scores[0] if name in found.scores[1]]
     if options.report:
@@ -81,7 +81,7 @@ def main(options: argparse.Namespace) -> None:
 
         facts = dict(zip(("A, this model", "B, other model"), options.models, strict=True))
         facts |= {f"{name}, A - B": found.in_words(name) for name in names}
-        page = build_report(results[0], facts, captioners[0], prepared, caches[0], results[1])
+        page = build_report(results[0], facts, captioners[0], results[1])
         write_report(options.report, page)
         log(f"wrote {options.report}")
     print("A: {}\nB: {}".format(*options.models))
@@ -99,20 +99,13 @@ def main(options: argparse.Namespace) -> None:
 
 
 def evaluate_models(options: argparse.Namespace) -> tuple:
-    """The Prepared folder and, of each of `options.models`, Captioner, cache and Evaluation."""
+    """The Captioner and the Evaluation of each of `options.models`."""
     from captioning import Captioner  # and with it TensorFlow
     from captioning.evaluation import evaluate
-    from captioning.features import open_caches
-    from captioning.prepared import Prepared
 
-    prepared = Prepared(options.data)
     captioners = [Captioner.load(path, names=False) for path in options.models]
-    encoders = [captioner.checkpoint.encoder["name"] for captioner in captioners]
-    caches = [open_caches(options.data, name, mirrored=False)[0] for name in encoders]
-    search = (options.beam_width, options.length_penalty)
-    pairs = zip(captioners, caches, strict=True)
-    results = [evaluate(model, prepared, options.split, cache, *search) for model, cache in pairs]
-    return prepared, captioners, caches, results
+    how = (options.data, options.split, options.beam_width, options.length_penalty)
+    return captioners, [evaluate(captioner, *how) for captioner in captioners]
 
 
 def compare(first, second) -> Comparison:

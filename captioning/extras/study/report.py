@@ -61,7 +61,7 @@ class Report:
     images: Sequence[CaptionedImage]
 
 
-def build_report(result: Evaluation, facts, captioner, prepared, cache, other=None) -> Report:
+def build_report(result: Evaluation, facts: dict[str, str], captioner, other=None) -> Report:
     """Collect what the page shows of `result`, beside an `other` model's Evaluation."""
     rows, others = {"this model": result.scores}, {}
     if other:
@@ -73,9 +73,10 @@ def build_report(result: Evaluation, facts, captioner, prepared, cache, other=No
     for name, caption, references, cider_d in zip(*columns, strict=True):
         attention = None
         if captioner.has_attention and caption:
-            features = cache.read(cache.rows([name]), captioner.model.feature_shape)
+            row = result.cache.rows([name])
+            features = result.cache.read(row, captioner.model.feature_shape)
             (attention,) = captioner.attention(features, [caption])
-        shown = (name, prepared.image_folder / name, caption, references, cider_d, attention)
+        shown = (name, result.prepared.image_folder / name, caption, references, cider_d, attention)
         images.append(CaptionedImage(*shown, *others.get(name, ())))
     title = f"Captions of the {result.split} split"
     history = captioner.checkpoint.facts.get("history", [])

@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> None:
 
 def write_sheet(options: argparse.Namespace, sheet: Path, key: Path) -> None:
     """Write a sheet of images whose captions differ, and its key."""
-    prepared, _, _, results = evaluate_models(options)
+    _, results = evaluate_models(options)
     texts = [dict(zip(result.images, result.captions, strict=True)) for result in results]
     both = [image for image in texts[0] if image in texts[1]]
     different = [image for image in both if texts[0][image] != texts[1][image]]
@@ -61,7 +61,7 @@ def write_sheet(options: argparse.Namespace, sheet: Path, key: Path) -> None:
     rng = np.random.default_rng()
     rows, names = [COLUMNS], [COLUMNS[:3]]
     for image in rng.permutation(different)[: options.n].tolist():
-        path, order = str(prepared.image_folder / image), rng.permutation(2)
+        path, order = str(results[0].prepared.image_folder / image), rng.permutation(2)
         rows.append([path, *(texts[i][image] for i in order), ""])
         names.append([path, *(options.models[i] for i in order)])
     # with a byte order mark, by which Excel knows UTF-8
