@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,11 +146,15 @@ class PhotoCaptioner:
             except InputError as error:
                 return error
 
-        for batch in read_ahead(load, images, OPENED_AT_ONCE):
-            pixels = [picture for _, picture in batch if not isinstance(picture, InputError)]
-            captions = iter(self.caption_features(self.encode(pixels), **search) if pixels else [])
-            for image, picture in batch:
-                yield image, picture if isinstance(picture, InputError) else next(captions)
+        with ThreadPoolExecutor() as pool:
+            for batch in batched(images, OPENED_AT_ONCE):
+                pictures = list(pool.map(load, batch))
+                pixels = [picture for picture in pictures if not isinstance(picture, InputError)]
+                captions = iter(
+                    self.caption_features(self.encode(pixels), **search) if pixels else []
+                )
+                for image, picture in zip(batch, pictures, strict=True):
+                    yield image, picture if isinstance(picture, InputError) else next(captions)
 
     def print_captions(
         self, paths: Iterable[Path], as_json: bool, **search
@@ -164,16 +168,6 @@ class PhotoCaptioner:
                 log(f"{path}: the caption is empty; train the model for longer")
             print(found.line(path, as_json, self.source), flush=True)
             yield path, found
-
-
-def read_ahead(load: Callable, images: Iterable, size: int) -> Iterator[list[tuple]]:
-    """Yield lists of `size` pairs (image, load(image)); threads load the next list meanwhile."""
-    with ThreadPoolExecutor() as pool:
-        reading = []
-        for batch in itertools.chain(batched(images, size), [()]):
-            ready, reading = reading, [(image, pool.submit(load, image)) for image in batch]
-            if ready:
-                yield [(image, future.result()) for image, future in ready]
 
 
 def batched(items: Iterable, size: int) -> Iterator[list]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from captioning.vocabulary import PAD, Vocabulary
 
@@ -24,25 +23,13 @@ def training_epochs(captions: int) -> int:
     return max(small, min(10, large))
 
 
-class _Watched(list):
-    """Captions that count the passes over them on a progress bar."""
-
-    bar: tqdm
-
-    def __iter__(self):
-        self.bar.update()
-        return super().__iter__()
-
-
 def train_fasttext(token_lists: Sequence[Sequence[str]], dimension=200, epochs=10, seed=0):
     """Train FastText (skip-gram with subwords) on tokens: the same seed, the same WordVectors."""
     from gensim.models.fasttext import FastText  # slow to import
 
     options = {"sg": 1, "min_count": 1, "bucket": 100_000}  # captions have few subwords: 30,000
     options |= {"vector_size": dimension, "epochs": epochs, "seed": seed, "workers": 1}
-    captions = _Watched(token_lists)
-    with tqdm(desc="FastText", total=epochs + 1, unit=" passes", leave=False) as captions.bar:
-        vectors = FastText(captions, **options).wv
+    vectors = FastText(list(token_lists), **options).wv
     return WordVectors(dimension, {word: vectors[word] for word in vectors.index_to_key})
 
 

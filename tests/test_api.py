@@ -90,10 +90,9 @@ PIXELS = np.zeros((6, 8, 3), np.uint8)
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (PIXELS / 255, r"float64 \(6, 8, 3\): expected a picture, uint8"),
-        (PIXELS[None], r"uint8 \(1, 6, 8, 3\)"),
-        (np.zeros((6, 8, 4), np.uint8), "without an alpha channel"),
-        (PIXELS[:0], r"uint8 \(0, 8, 3\)"),
+        (PIXELS / 255, r"float64 \(6, 8, 3\): expected uint8"),
+        (PIXELS[None], "the picture: damaged"),
+        (PIXELS[:0], "the picture: damaged"),
         ("nothing.jpg", "nothing.jpg: no such file"),
         (Image.new("1", (20_000, 10_000)), "the picture: too large"),
     ],
