@@ -48,8 +48,6 @@ def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Calla
     All tensors are (I, ...). `is_open` (found, state) -> bool (I,): the images that are unfinished;
     `extend` (t, image, found, state) -> found, state after word t.
     """
-    first = tf.nest.flatten(found)[0]
-    one_image = first.shape[0] == 1  # all shapes stay static, as XLA needs them
 
     def store(results, places, found):
         return tf.nest.map_structure(
@@ -59,8 +57,6 @@ def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Calla
     def extend_and_shrink(t, results, places, image, found, state):
         found, state = extend(t, image, found, state)
         batch = (results, places, image, found, state)
-        if one_image:
-            return t + 1, *batch
         unfinished = tf.where(is_open(found, state))[:, 0]
 
         def shrink():
@@ -72,10 +68,10 @@ def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Calla
         return t + 1, *tf.cond(is_worth_it, shrink, lambda: batch)
 
     def shapes(tensors):
-        images = 1 if one_image else None
-        return tf.nest.map_structure(lambda x: tf.TensorShape([images, *x.shape[1:]]), tensors)
+        return tf.nest.map_structure(lambda x: tf.TensorShape([None, *x.shape[1:]]), tensors)
 
-    variables = (0, found, tf.range(tf.shape(first)[0]), image, found, state)
+    images = tf.shape(tf.nest.flatten(found)[0])[0]
+    variables = (0, found, tf.range(images), image, found, state)
     _, results, places, _, found, _ = tf.while_loop(
         lambda t, results, places, image, found, state: tf.reduce_any(is_open(found, state)),
         extend_and_shrink,
@@ -83,12 +79,12 @@ def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Calla
         (tf.TensorShape([]), *map(shapes, variables[1:])),
         maximum_iterations=steps,
     )
-    return found if one_image else store(results, places, found)
+    return store(results, places, found)
 
 
 def _start(model, features: tf.Tensor, width: int) -> tuple:
     """Before the first word of `width` captions per image: I, words (I, W), state (I, W, ...)."""
-    images = features.shape[0] or tf.shape(features)[0]  # a number if the graph is for so many
+    images = tf.shape(features)[0]
     state = model.initial_state(images * width)
     state = [tf.reshape(part, (images, width, *part.shape[1:])) for part in state]
     return images, tf.fill((images, width), START), state

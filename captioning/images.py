@@ -21,6 +21,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # bytes of text or colour profile; 1
 # the resolution is not needed, and in some files no number: Pillow would not open them
 JpegImagePlugin.JpegImageFile._read_dpi_from_exif = lambda image: None
 warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd EXIF data
+END_OF_JPEG = b"\xff\xd9"
 
 
 def load_image(source: Photograph, size: int) -> np.ndarray:
@@ -75,7 +76,13 @@ def _open(source: Photograph, enough: int) -> Image.Image:
         file = io.BytesIO(path.read_bytes()) if is_path else source
         with Image.open(file) as image:
             image.draft(None, (enough, enough))
-            return _upright(image)
+            try:
+                return _upright(image)
+            except OSError:
+                if image.format != "JPEG":
+                    raise
+        file.seek(0)
+        return _upright(_without_end_marker(file.read()))
     except InputError:
         raise
     except PermissionError:
@@ -105,6 +112,16 @@ def _upright(image: Image.Image) -> Image.Image:
     image.info = {}  # Pillow would write all EXIF data again, and fail if some is odd
     image.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(image)
+
+
+def _without_end_marker(data: bytes) -> Image.Image:
+    """Decode a JPEG that lacks nothing but its end marker: further bytes must change no pixel."""
+    with Image.open(io.BytesIO(data + END_OF_JPEG)) as image:
+        image.load()
+    with Image.open(io.BytesIO(data + b"\x5a\xa5" * 500 + END_OF_JPEG)) as other:
+        if image.tobytes() != other.tobytes():
+            raise OSError("image data is missing")
+    return image
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

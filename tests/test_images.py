@@ -228,10 +228,13 @@ def test_a_name_that_the_system_refuses(tmp_path):
         load_image(tmp_path / "a\0b", 24)
 
 
-def test_a_jpeg_that_lacks_pixels_is_damaged(tmp_path):
+def test_a_jpeg_without_its_end_marker_is_complete_one_without_pixels_is_not(tmp_path):
     stream = io.BytesIO()
     Image.fromarray(photograph(200, 160)).save(stream, "JPEG", quality=95)
     data = stream.getvalue()
+    (tmp_path / "a.jpg").write_bytes(data.removesuffix(b"\xff\xd9"))
+    expected = load_image(io.BytesIO(data), 64)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.jpg", 64), expected)
     for cut in (40, 200, len(data) // 2):
         (tmp_path / "a.jpg").write_bytes(data[:-cut])
         with pytest.raises(InputError, match=r"a\.jpg: damaged picture"):
