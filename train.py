@@ -16,7 +16,7 @@ import dataclasses
 import math
 import time
 
-from captioning.config import Config, positive
+from captioning.config import Config
 from captioning.errors import ArgumentParser, InputError, log, run
 
 
@@ -32,8 +32,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         " for TensorBoard")  # fmt: skip
     add("--distribute", choices=("mirrored", "multi-worker"), help="train on all GPUs of this"
         " machine, or on the workers of TF_CONFIG, see docs/scaling.md")  # fmt: skip
-    add("--worker-timeout", type=positive, default=600, metavar="SECONDS", help="how long to wait"
-        " for the other workers (default: %(default)s)")  # fmt: skip
     Config.add_options(parser)
     options = parser.parse_args(arguments)
     if problem := Config.from_options(options).contradiction():

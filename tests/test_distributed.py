@@ -215,14 +215,6 @@ def test_settings_that_differ_are_named(start_workers, tmp_path):
     assert "error: worker 0: another worker is gone" in err
 
 
-def test_a_missing_worker_is_waited_for_no_longer_than_asked(start, tmp_path):
-    workers = [f"127.0.0.1:{port}" for port in free_ports()]
-    task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}}
-    options = ("--distribute", "multi-worker", "--worker-timeout", 1)
-    _, err = end(start(tmp_path, *options, tf_config=json.dumps(task)), -signal.SIGALRM)
-    assert "waiting 1 seconds for all workers of {" in err
-
-
 @pytest.mark.parametrize("images", range(5))
 def test_parts_make_up_the_whole(images):
     parts = [_part(images, which, 3) for which in range(3)]

@@ -26,7 +26,7 @@ from captioning.startup import quiet_stderr
 
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 EXAMPLE = '{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'
-MAY_DIFFER = ("data", "output", "resume", "tensorboard", "worker_timeout")
+MAY_DIFFER = ("data", "output", "resume", "tensorboard")
 
 
 class Devices:
@@ -121,7 +121,7 @@ def join(options: argparse.Namespace, prepared: Prepared) -> Devices:
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
     else:
         worker, workers = _read_tf_config()
-        strategy = _wait_for_workers(options.worker_timeout)
+        strategy = _wait_for_workers()
     replicas = strategy.num_replicas_in_sync
     log(f"worker {worker} of {workers}, {replicas} devices in all")
     if options.batch_size < SAMPLES * replicas:
@@ -146,17 +146,15 @@ def _read_tf_config() -> tuple[int, int]:
         raise InputError(f"TF_CONFIG: {problem}; expected e.g.\n{EXAMPLE}") from None
 
 
-def _wait_for_workers(timeout: float) -> tf.distribute.MultiWorkerMirroredStrategy:
-    """TensorFlow waits for ever and runs no Python meanwhile, so signals end the process."""
-    log(f"waiting {timeout:g} seconds for all workers of {os.environ['TF_CONFIG']}")
+def _wait_for_workers() -> tf.distribute.MultiWorkerMirroredStrategy:
+    """TensorFlow runs no Python while it waits, so Ctrl-C ends the process."""
+    log(f"waiting for all workers of {os.environ['TF_CONFIG']}")
     interrupted = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, timeout)
     try:
         with quiet_stderr():
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         raise InputError(f"TF_CONFIG: TensorFlow cannot start ({reason(error)})") from None
-    signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # TensorFlow ignores it, job managers use it
     return strategy

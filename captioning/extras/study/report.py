@@ -10,14 +10,11 @@ import dataclasses
 import hashlib
 import io
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-import matplotlib as mpl
 import numpy as np
-from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -25,14 +22,10 @@ from captioning.errors import InputError
 from captioning.evaluation import Evaluation
 from captioning.files import write_bytes
 from captioning.images import load_thumbnail
-from captioning.plots import BLUE, GREY, INK, ORANGE, PALE, PANELS, history_figure
+from captioning.plots import PANELS, history_figure
 
 PICTURE_SIZE = 448  # pixels of the longer side; smaller originals keep their size
 PICTURE_QUALITY = 65  # of JPEG: about 25 KB per picture
-
-# Colours that Matplotlib writes -> the page's own, which follow dark mode.
-COLOURS = {BLUE: "curve", ORANGE: "curve-2", INK: "ink", GREY: "edge", "#000000": "edge"}
-COLOURS |= {PALE: "line", "#cccccc": "line", "#ffffff": "card"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +90,7 @@ def write_report(path: str | os.PathLike, report: Report) -> None:
         report=report,
         policy=_content_security_policy(source),
         metrics=sorted(metrics, key=lambda name: name != "CIDEr-D"),
-        charts=[_chart(panel, report.history) for panel in PANELS if report.history],
+        charts={panel[0]: _chart(panel, report.history) for panel in PANELS if report.history},
         edges=edges.tolist(),
         counts=np.bincount(bins, minlength=len(edges)).tolist(),
         cards=zip(images, bins.tolist(), map(_picture, images), strict=True),
@@ -116,19 +109,12 @@ def _content_security_policy(source: str) -> str:
     return policy
 
 
-def _chart(panel: tuple[str, str, dict], history: Sequence[dict]) -> Markup:
-    """Draw training curves as an SVG element with the colours and fonts of the page."""
-    stream = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": panel[0]}):
-        history_figure(history, [panel]).savefig(stream, format="svg", transparent=True)
-    header, _, svg = stream.getvalue().partition('<g id="figure_1">')
-    svg = re.sub(r' id="[^"]*_\d+"', "", svg)
-    for style in set(re.findall(r'style="[^"]*"', svg)):  # which the policy of the page forbids
-        svg = svg.replace(style, re.sub(r"([\w-]+): ([^;]+);? ?", r'\1="\2" ', style[7:-1]))
-    for colour, name in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    view = re.search(r'viewBox="[^"]*"', header)[0]
-    return Markup(f'<svg {view} role="img" aria-label="{panel[0]} per epoch"><g>{svg}')
+def _chart(panel: tuple[str, str, dict], history: Sequence[dict]) -> str:
+    """Draw training curves as an SVG image, in Base64."""
+    stream = io.BytesIO()
+    figure = history_figure(history, [panel])
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 def _picture(image: CaptionedImage) -> dict | None:
