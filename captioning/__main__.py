@@ -1,6 +1,7 @@
 """`python -m captioning COMMAND`: everything that is not one of the four steps."""
 
 import importlib
+import runpy
 import sys
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def main(arguments: list[str]) -> int | None:
     if arguments[:1] == ["train"]:  # a script, which parses its options before its slow imports
         from captioning.files import shipped
 
-        sys.argv, script = arguments, shipped("train.py")
-        return exec(compile(script.read_text("utf-8"), script, "exec"), {"__name__": "__main__"})
+        sys.argv = arguments
+        runpy.run_path(str(shipped("train.py")), run_name="__main__")
     parser = ArgumentParser(prog="python -m captioning", description="Caption photographs.")
     parser.add_argument("--version", action="version", version=captioning.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -13,7 +13,7 @@ from captioning.captions import Caption, PhotoCaptioner, batched
 from captioning.checkpoint import Checkpoint
 from captioning.config import BEAM_WIDTH, LENGTH_PENALTY, MAX_LENGTH_PENALTY
 from captioning.decoding import beam_search, decode_greedily
-from captioning.encoders import WEIGHT_SUFFIXES, Encoder, encoder_label, load_encoder
+from captioning.encoders import WEIGHT_SUFFIXES, Encoder, load_encoder, require_same_encoder
 from captioning.errors import InputError
 from captioning.features import BATCH_SIZE, FeatureCache
 from captioning.files import shipped
@@ -57,11 +57,7 @@ class Captioner(PhotoCaptioner):
         if Path(name).suffix in WEIGHT_SUFFIXES:
             name, weights = expected["name"], name
         encoder = load_encoder(name, weights, expected["image_size"])
-        if encoder.fingerprint != expected["fingerprint"]:
-            raise InputError(
-                f"the model was trained on features of {encoder_label(expected)},\n"
-                f"this encoder is {encoder_label(encoder.to_json())}; give the same with --encoder"
-            )
+        require_same_encoder(self.source or "the model", expected, encoder.to_json())
         return encoder
 
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:

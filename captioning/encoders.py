@@ -64,19 +64,14 @@ class Encoder:
         return tf.function(functools.partial(self.model, training=False), [batch], autograph=False)
 
 
-def encoder_label(description: dict) -> str:
-    """One line about an encoder, from `Encoder.to_json`."""
-    size, grid = description["image_size"], " x ".join(map(str, description["grid_shape"]))
-    name, weights = description["name"], description["fingerprint"]
-    return f"{name} at {size} x {size} -> {grid} (weights {weights})"
-
-
 def require_same_encoder(source: object, recorded: dict, wanted: dict) -> None:
     """Raise InputError if `source`, made with the encoder `recorded`, needs `wanted`."""
-    one, other = ({**both, "name": Path(both["name"]).name} for both in (recorded, wanted))
-    if one != other:  # apart from the folder of its file, which may have moved
-        labels = f"made with {encoder_label(recorded)},\nnot with {encoder_label(wanted)}"
-        raise InputError(f"{source}: {labels}; use that encoder, or another folder")
+    files = [{**encoder, "name": Path(encoder["name"]).suffix} for encoder in (recorded, wanted)]
+    is_renamed = files[0] == files[1] and files[0]["name"] == ".keras"
+    if recorded != wanted and not is_renamed:
+        label = "{name}, {image_size} pixels, features {grid_shape}, weights {fingerprint}"
+        both = f"{label.format(**recorded)},\nnot with {label.format(**wanted)}"
+        raise InputError(f"{source}: made with {both}; give the same encoder, or another folder")
 
 
 def load_encoder(name: str, weights: str | None = None, image_size: int | None = None) -> Encoder:

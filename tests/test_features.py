@@ -214,7 +214,7 @@ def test_features_of_another_encoder_are_not_touched(tmp_path, pictures, names):
     extract(tmp_path, pictures, names)
     before = contents(tmp_path)
     other = PatchMeans(name="resnet50", fingerprint="1" * 16)
-    with pytest.raises(InputError, match=r"(?s)patch means at 16 .*\nnot with resnet50 at 16"):
+    with pytest.raises(InputError, match=r"(?s)patch means, 16 .*\nnot with resnet50, 16"):
         extract(tmp_path, pictures, names, other)
     assert contents(tmp_path) == before
 

@@ -272,7 +272,7 @@ def test_the_encoder_of_a_model_is_given_by_its_file(
     status, out, _ = script(*arguments, "--encoder", weights)
     assert status == 0
     assert out.startswith(f"{photographs[0]}: ")
-    rejected(script(*arguments, "--encoder", "efficientnet_lite2"), "trained on features of vgg16")
+    rejected(script(*arguments, "--encoder", "efficientnet_lite2"), "made with vgg16")
     rejected(script(*arguments, "--encoder", tmp_path / "moved.keras"), "give it with --encoder")
 
 
