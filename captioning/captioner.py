@@ -38,6 +38,7 @@ class Captioner(PhotoCaptioner):
         self.grid_shape = checkpoint.encoder["grid_shape"]
         self._encoder_file = encoder
         self._search = functools.cache(self._compile_search)
+        self._step = tf.function(self.model.step, autograph=False, reduce_retracing=True)
 
     @classmethod
     def load(cls, path=None, encoder=None, names: bool = True) -> "Captioner":
@@ -106,10 +107,6 @@ class Captioner(PhotoCaptioner):
             return scores.numpy()[0]
 
         return step
-
-    @functools.cached_property
-    def _step(self):
-        return tf.function(self.model.step, autograph=False, reduce_retracing=True)
 
     def _compile_search(self, width, length_penalty, n_best, dtype):
         """The compiled search: features -> Captions."""

@@ -139,22 +139,14 @@ class PhotoCaptioner:
 
     def caption_each(self, images: Iterable[Photograph], **search) -> Iterator[tuple]:
         """Yield pairs of a photograph and its Caption, or the InputError if it cannot be read."""
-
-        def load(image: Photograph) -> np.ndarray | InputError:
-            try:
-                return load_image(image, self.image_size)
-            except InputError as error:
-                return error
-
         with ThreadPoolExecutor() as pool:
             for batch in batched(images, OPENED_AT_ONCE):
-                pictures = list(pool.map(load, batch))
-                pixels = [picture for picture in pictures if not isinstance(picture, InputError)]
-                captions = iter(
-                    self.caption_features(self.encode(pixels), **search) if pixels else []
-                )
-                for image, picture in zip(batch, pictures, strict=True):
-                    yield image, picture if isinstance(picture, InputError) else next(captions)
+                reads = [pool.submit(load_image, image, self.image_size) for image in batch]
+                pixels = [r.result() for r in reads if not isinstance(r.exception(), InputError)]
+                captions = self.caption_features(self.encode(pixels), **search) if pixels else []
+                rest = iter(captions)
+                for image, read in zip(batch, reads, strict=True):
+                    yield image, read.exception() or next(rest)
 
     def print_captions(
         self, paths: Iterable[Path], as_json: bool, **search

@@ -86,8 +86,7 @@ def read_dataset(folder: str | Path, *, seed: int = 0) -> CaptionDataset:
         problem = f"none of its captions belongs to an image in {image_folder}; it names"
         names = f"{next(iter(captions))[:60]!r} etc., the images are {min(images)[:60]!r} etc."
         raise InputError(f"{paths[0]}: {problem} {names}")
-    missing = [image for image in captions if image not in images]
-    if missing:
+    if missing := [image for image in captions if image not in images]:
         what = f"caption rows whose image is missing (skipped), e.g. {missing[0][:60]!r}"
         counts[what] = sum(len(captions.pop(image)) for image in missing)
     counts["repeated captions (kept)"] = sum(len(t) - len({*t}) for t in captions.values())
@@ -95,8 +94,7 @@ def read_dataset(folder: str | Path, *, seed: int = 0) -> CaptionDataset:
     split_of = {image: split for split in splits for image in splits[split]}
     copies = _find_copies(image_folder, sorted(split_of or captions))
     counts["images that show the same picture as another"] = len(copies)
-    apart = [pair for pair in copies.items() if len({*map(split_of.get, pair)}) > 1]
-    if apart:
+    if apart := [pair for pair in copies.items() if len({*map(split_of.get, pair)}) > 1]:
         counts[f"of these not in one split, e.g. {' and '.join(apart[0])}"] = len(apart)
     if not splits:
         splits = split_by_image(captions, seed, copies)
@@ -154,12 +152,10 @@ def _find_copies(folder: Path, images: list[str]) -> dict[str, str]:
     """Image -> the first image, by name, of the same picture at 32 x 32 pixels, if not itself."""
 
     def picture(image: str) -> bytes | None:
-        try:
-            with Image.open(folder / image) as opened:
-                small = opened.convert("F").resize((32, 32))  # also keeps 16 bits
-        except Exception:  # Pillow raises many kinds; step 2 reports damaged images
-            return None
-        return hashlib.sha256(small.tobytes()).digest()
+        # Pillow raises many kinds of errors; step 2 reports damaged images
+        with contextlib.suppress(Exception), Image.open(folder / image) as opened:
+            small = opened.convert("F").resize((32, 32))  # also keeps 16 bits
+            return hashlib.sha256(small.tobytes()).digest()
 
     pictures = thread_map(picture, images, desc="comparing images", leave=False, delay=2)
     first, copies = {}, {}

@@ -45,8 +45,8 @@ def _empty(images, width: int, max_words: int) -> Captions:
 def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Callable, extend):
     """Extend captions word by word until every image is finished, or `steps` times -> `found`.
 
-    All tensors are (I, ...). `is_open` (found, state) -> bool (I,): the images that are unfinished;
-    `extend` (t, image, found, state) -> found, state after word t.
+    All tensors are (I, ...); in a graph I must be unknown. `is_open` (found, state) -> bool (I,):
+    the images that are unfinished; `extend` (t, image, found, state) -> found, state after word t.
     """
 
     def store(results, places, found):
@@ -67,16 +67,11 @@ def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Calla
         is_worth_it = 4 * tf.size(unfinished) <= 3 * tf.size(places)
         return t + 1, *tf.cond(is_worth_it, shrink, lambda: batch)
 
-    def shapes(tensors):
-        return tf.nest.map_structure(lambda x: tf.TensorShape([None, *x.shape[1:]]), tensors)
-
     images = tf.shape(tf.nest.flatten(found)[0])[0]
-    variables = (0, found, tf.range(images), image, found, state)
     _, results, places, _, found, _ = tf.while_loop(
         lambda t, results, places, image, found, state: tf.reduce_any(is_open(found, state)),
         extend_and_shrink,
-        variables,
-        (tf.TensorShape([]), *map(shapes, variables[1:])),
+        (0, found, tf.range(images), image, found, state),
         maximum_iterations=steps,
     )
     return store(results, places, found)

@@ -132,14 +132,11 @@ def write_json(path: str | os.PathLike, value: object, indent: int | None = 1) -
 def read_json(path: str | os.PathLike, made_by: str) -> dict:
     """Read a JSON object, or raise an InputError that names what writes it."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("expected an object")
+        return {**json.loads(Path(path).read_text(encoding="utf-8"))}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {made_by} writes it") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({reason(error)}); run {made_by} again") from None
-    return value
 
 
 def tensor_bytes(tensors: dict[str, np.ndarray], header: dict) -> bytes:

@@ -69,9 +69,8 @@ def _all_steps(projected, start, kernel, bias):
         state, parts = _step(projected[t], state, kernel, bias)
         return t + 1, state, states.write(t, state), kept.write(t, tf.concat(parts, 1))
 
-    _, _, states, kept = tf.while_loop(
-        lambda t, *_: t < steps, forward, (0, start, empty(), empty()), maximum_iterations=steps
-    )
+    first = (0, start, empty(), empty())
+    _, _, states, kept = tf.while_loop(lambda t, *_: t < steps, forward, first)
     states, kept = states.stack(), kept.stack()  # (T, B, U), (T, B, 4U)
 
     def gradient(upstream):
@@ -89,12 +88,8 @@ def _all_steps(projected, start, kernel, bias):
             from_next = down * update + _multiply(to_recurrent, transposed)
             return t - 1, from_next, inputs.write(t, to_input), recurrents.write(t, to_recurrent)
 
-        _, to_start, inputs, recurrents = tf.while_loop(
-            lambda t, *_: t >= 0,
-            backward,
-            (steps - 1, tf.zeros_like(start), empty(), empty()),
-            maximum_iterations=steps,
-        )
+        last = (steps - 1, tf.zeros_like(start), empty(), empty())
+        _, to_start, inputs, recurrents = tf.while_loop(lambda t, *_: t >= 0, backward, last)
         recurrents = tf.reshape(recurrents.stack(), (-1, 3 * units))  # (T * B, 3U)
         flat = tf.cast(tf.reshape(before, (-1, units)), kernel.dtype)
         to_kernel = tf.matmul(flat, tf.cast(recurrents, kernel.dtype), transpose_a=True)

@@ -60,11 +60,9 @@ def score_sums(sums: np.ndarray, images: int) -> dict[str, np.ndarray]:
 def tokenized(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> tuple[list, list]:
     """Split references and hypotheses into `scoring_tokens`; InputError if they do not match."""
     if not len(references) == len(hypotheses) > 0 or not all(references):
-        raise InputError(
-            f"{len(hypotheses)} captions for {len(references)} images, of which "
-            f"{sum(not captions for captions in references)} have no references; expected one "
-            "caption for each image, and references for each"
-        )
+        lacking = f"{sum(not captions for captions in references)} have no references"
+        counts = f"{len(hypotheses)} captions for {len(references)} images, of which {lacking}"
+        raise InputError(f"{counts}; expected one caption for each image, and references for each")
     split = [[scoring_tokens(caption) for caption in captions] for captions in references]
     return split, [scoring_tokens(caption) for caption in hypotheses]
 

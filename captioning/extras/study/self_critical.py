@@ -63,7 +63,7 @@ class SelfCritical:
         self._scorer = CiderD(references, [captions for captions in references if captions])
         self._sample = tf.function(
             lambda features, seed: sample(model, features, SAMPLES, seed, config.max_words).words,
-            reduce_retracing=True,
+            [steps.signature[0], tf.TensorSpec((2,), tf.int32)],
             autograph=False,
         )
         figures = [tf.TensorSpec((None, None), tf.float32)] * 2
