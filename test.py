@@ -86,17 +86,19 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
     search = {"beam_width": options.beam_width, "length_penalty": options.length_penalty}
     captions = list(captioner.print_captions(paths, options.json, **search))
     if options.save and captions:
-        from captioning.extras.study.sheets import save_attention, save_captioned
+        from captioning.extras.study.sheets import attention_sheet, captioned_sheet
         from captioning.images import load_image, load_thumbnail
+        from captioning.plots import save_figure
 
         texts = [caption.text for _, caption in captions]
         pictures = [load_thumbnail(path, PICTURE_SIZE) for path, _ in captions]
         if options.attention:
             features = captioner.encode([load_image(paths[0], captioner.image_size)])
             maps = captioner.attention(features, texts)
-            save_attention(options.save, pictures[0], texts[0], maps[0])
+            sheet = attention_sheet(pictures[0], texts[0], maps[0])
         else:
-            save_captioned(options.save, pictures, texts)
+            sheet = captioned_sheet(pictures, texts)
+        save_figure(sheet, options.save)
         log(f"wrote {options.save}")
     return 0 if len(captions) == len(paths) else 1 if len(paths) > 1 else 2
 

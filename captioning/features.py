@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from captioning.encoders import require_same_encoder
 from captioning.errors import InputError, log, reason
-from captioning.files import locked, read_json, replacing, write_json
+from captioning.files import json_bytes, locked, read_json, replacing, write_bytes
 from captioning.images import load_image
 
 VERSION = 3
@@ -157,7 +157,7 @@ def _keep_rows(folder: Path, paths: list[Path], index: dict, old: FeatureCache |
         index["digests"][row], index["hashes"][row] = old.digests[source], old.hashes[source]
     same = old and old.images == index["images"]
     if same and kept and all(index["digests"][row] == old.digests[row] for row in kept):
-        write_json(folder / "index.json", index, indent=None)  # before other rows are overwritten
+        write_bytes(folder / "index.json", json_bytes(index, None))  # before rows are overwritten
         return {name: np.load(folder / f"{name}.npy", "r+") for name in index["arrays"]}
     with new_arrays(folder, index) as arrays:
         for name, array in arrays.items():
@@ -185,7 +185,7 @@ def new_arrays(folder: Path, index: dict) -> Iterator[dict[str, np.ndarray]]:
             arrays[name] = np.load(path, "r+")
         yield arrays
         (folder / "index.json").unlink(missing_ok=True)  # it is the commit marker
-    write_json(folder / "index.json", index, indent=None)
+    write_bytes(folder / "index.json", json_bytes(index, None))
 
 
 def _encode_rows(folder, paths: list[Path], index: dict, arrays: dict, encoder, batch_size) -> None:
@@ -197,7 +197,7 @@ def _encode_rows(folder, paths: list[Path], index: dict, arrays: dict, encoder, 
     def save() -> None:
         for array in arrays.values():
             array.flush()
-        write_json(folder / "index.json", index, indent=None)
+        write_bytes(folder / "index.json", json_bytes(index, None))
 
     try:
         with ThreadPoolExecutor() as pool:

@@ -5,12 +5,14 @@ new one, never a part of either.
 """
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -119,20 +121,22 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def csv_bytes(rows: Iterable[Iterable]) -> bytes:
+    """Rows as the text of a CSV file; file names that are not UTF-8 are kept."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
 def json_bytes(value: object, indent: int | None = 1) -> bytes:
     """`value` as UTF-8 JSON with a final line end."""
     return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode()
 
 
-def write_json(path: str | os.PathLike, value: object, indent: int | None = 1) -> None:
-    """Write `value` to `path` as `json_bytes`, atomically."""
-    write_bytes(path, json_bytes(value, indent))
-
-
 def read_json(path: str | os.PathLike, made_by: str) -> dict:
     """Read a JSON object, or raise an InputError that names what writes it."""
     try:
-        return {**json.loads(Path(path).read_text(encoding="utf-8"))}
+        return {**json.loads(Path(path).read_bytes())}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {made_by} writes it") from None
     except (OSError, TypeError, ValueError, RecursionError) as error:

@@ -39,10 +39,10 @@ def load_image(source: Photograph, size: int) -> np.ndarray:
 
 
 def load_thumbnail(source: Photograph, side: int) -> np.ndarray:
-    """Open a photograph for display: uint8 (height, width, 3), the larger of them `side`."""
+    """Open a photograph for display: uint8 (height, width, 3), each at most `side`."""
     image = _open(source, side)
-    size = [max(1, round(side / max(image.size) * pixels)) for pixels in image.size]
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+    image.thumbnail((side, side))
+    return np.asarray(image)
 
 
 def list_images(places: Iterable[str | os.PathLike], recursive: bool = False) -> list[Path]:

@@ -1,15 +1,13 @@
 """The folder of a training run, whose files the docstring of `train.py` describes."""
 
-import csv
 import dataclasses
-import io
 from pathlib import Path
 
 import numpy as np
 
 from captioning.checkpoint import Checkpoint
 from captioning.errors import InputError, log
-from captioning.files import read_tensors, tensor_bytes, write_bytes
+from captioning.files import csv_bytes, read_tensors, tensor_bytes, write_bytes
 from captioning.plots import best_epoch, history_figure, save_figure
 
 STATE_FILE, BEST_FILE = "resume.safetensors", "best.safetensors"
@@ -67,9 +65,8 @@ class Run:
         checkpoint = dataclasses.replace(self._checkpoint, facts=self._checkpoint.facts | facts)
         checkpoint.save(self._epoch_file(row["epoch"]))
         self._copy_best()
-        text, values = io.StringIO(), [epoch.values() for epoch in self.history]
-        csv.writer(text, lineterminator="\n").writerows([row, *values])
-        write_bytes(self.folder / "history.csv", text.getvalue().encode())
+        rows = [row, *(epoch.values() for epoch in self.history)]  # the names come first
+        write_bytes(self.folder / "history.csv", csv_bytes(rows))
         save_figure(history_figure(self.history), self.folder / "curves.png")
         tensors = {f"{n:04}": np.asarray(v) for n, v in enumerate(self.variables)}
         state = {"settings": self._settings, "history": self.history}

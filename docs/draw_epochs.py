@@ -10,8 +10,9 @@ import argparse
 from pathlib import Path
 
 from captioning import Captioner
-from captioning.extras.study.sheets import save_captioned
+from captioning.extras.study.sheets import captioned_sheet
 from captioning.images import load_thumbnail
+from captioning.plots import save_figure
 
 EPOCHS = (1, 5, 10)
 SIDE = 480  # pixels
@@ -32,7 +33,8 @@ def main() -> None:
         for caption, texts in zip(captioner.caption(options.photographs), lines, strict=True):
             texts.append(f"{epoch}: {caption}")
     pictures = [load_thumbnail(path, SIDE) for path in options.photographs]
-    save_captioned(options.output, pictures, ["\n".join(texts) for texts in lines])
+    sheet = captioned_sheet(pictures, ["\n".join(texts) for texts in lines])
+    save_figure(sheet, options.output)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from PIL import Image
 from captioning.datasets import CaptionDataset
 from captioning.embeddings import WordVectors, embedding_matrix
 from captioning.features import cache_folder
-from captioning.files import write_json
+from captioning.files import json_bytes, write_bytes
 from captioning.prepared import write_captions, write_embeddings
 from captioning.vocabulary import Vocabulary, tokenize
 
@@ -80,7 +80,7 @@ def write_cache(prepared, images, encoder, mirrored=False, failed=(), keep_grid=
         "hashes": [picture_hash(row) for row in range(len(images))],
         "failed": dict.fromkeys(failed, "damaged picture"),
     }
-    write_json(folder / "index.json", index)
+    write_bytes(folder / "index.json", json_bytes(index))
     return folder
 
 

@@ -28,7 +28,7 @@ from captioning.features import (
     open_caches,
     picture_hash,
 )
-from captioning.files import write_json
+from captioning.files import json_bytes, write_bytes
 from captioning.images import load_image
 
 SIZE = 16  # pixels that the encoder sees
@@ -431,6 +431,6 @@ def test_the_caches_of_a_prepared_folder(tmp_path, pictures, names):
         open_caches(tmp_path, "c")
     index = json.loads((tmp_path / "features" / "a" / "index.json").read_text())
     index["encoder"]["fingerprint"] = "1" * 16
-    write_json(tmp_path / "features" / "a" / "index.json", index)
+    write_bytes(tmp_path / "features" / "a" / "index.json", json_bytes(index))
     with pytest.raises(InputError, match=r"a-mirrored: made with .*\nnot with "):
         open_caches(tmp_path, "a")

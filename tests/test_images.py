@@ -86,7 +86,7 @@ def test_grey_of_any_depth_becomes_the_same_rgb(tmp_path, name, convert):
     [
         ((60, 40), 1, (32, 48, 3)),
         ((60, 40), 6, (48, 32, 3)),  # a phone held upright
-        ((24, 12), 1, (24, 48, 3)),
+        ((24, 12), 1, (12, 24, 3)),
         ((4000, 3), 1, (1, 48, 3)),
     ],
 )

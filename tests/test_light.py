@@ -152,12 +152,12 @@ def test_damaged_and_foreign_files_are_one_line(file, tmp_path):
     bad |= {"shifted": b"x" + data, "model alone": data[: data.rindex(b"PK\3\4")]}
     for content in bad.values():
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"bad\.tflite: damaged, or not written by"):
+        with pytest.raises(InputError, match=r"bad\.tflite: cannot be used .*export writes such"):
             LightCaptioner(path)
     write_light(path, b"not a model", read_information(file))
-    with pytest.raises(InputError, match=r"bad\.tflite: damaged"):
+    with pytest.raises(InputError, match=r"bad\.tflite: cannot be used"):
         LightCaptioner(path)
-    for missing, kind in ((tmp_path / "nothing.tflite", "no such file"), (tmp_path, "a folder")):
+    for missing, kind in ((tmp_path / "nothing.tflite", "No such file"), (tmp_path, "directory")):
         with pytest.raises(InputError, match=kind):
             LightCaptioner(missing)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from captioning.errors import InputError
-from captioning.extras.study.sheets import save_attention, save_captioned
+from captioning.extras.study.sheets import attention_sheet, captioned_sheet
 from captioning.features import FeatureCache
+from captioning.plots import save_figure
 from captioning.prepared import Prepared
 
 
@@ -68,8 +68,8 @@ def test_pickled_code_is_rejected_and_does_not_run(
 
 def test_dollar_signs_in_captions_are_not_formulas(tmp_path):
     picture = np.zeros((20, 20, 3), np.uint8)
-    save_captioned(tmp_path / "a.png", [picture], [r"it costs $\frac $ and _x^ {"])
-    save_attention(tmp_path / "b.png", picture, r"$\frac $", np.ones((2, 3, 3)))
-    for name in ("a.png", "b.png"):
-        with Image.open(tmp_path / name) as drawn:
-            drawn.load()
+    for sheet in (
+        captioned_sheet([picture], [r"it costs $\frac $ and _x^ {"]),
+        attention_sheet(picture, r"$\frac $", np.ones((2, 3, 3))),
+    ):
+        save_figure(sheet, tmp_path / "a.png")

@@ -113,7 +113,7 @@ def test_an_image_is_captioned_with_probabilities_and_maps(server):
     _, best = server.caption(photograph())
     assert best["words"] == best["caption"].split() == ["a", "bright", "warm", "picture"]
     assert best["probabilities"] == [0.9, 0.5, 0.25, 0.1, 0.5]
-    assert best["confidence"] == 0.3548  # (0.9 * 0.5 * 0.25 * 0.1 * 0.5) ** (1 / 5)
+    assert round(best["confidence"], 4) == 0.3548  # (0.9 * 0.5 * 0.25 * 0.1 * 0.5) ** (1 / 5)
     assert best["maps"][0] == [[36, 255], [36, 36]]
     others = [f"a bright choice{n}" for n in (1, 2, 3, 4)]
     assert [other["caption"] for other in best["alternatives"]] == others
@@ -316,7 +316,7 @@ def test_browser_copies_and_downloads(page, tmp_path):
     wait(lambda: len(list(tmp_path.glob("captions.*[nv]"))) == 2)
     first, second = csv.DictReader((tmp_path / "captions.csv").read_text("utf-8").splitlines())
     assert (first["image"], first["caption"]) == ('a "b", ü.png', copied)
-    assert first["confidence"] == "0.3548"
+    assert first["confidence"].startswith("0.3548")
     good, bad = json.loads((tmp_path / "captions.json").read_text("utf-8"))
     assert good["probabilities"] == [0.9, 0.5, 0.25, 0.1, 0.5]
     assert "maps" not in good

@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from captioning.checkpoint import Checkpoint
 from captioning.config import count_or_zero
 from captioning.features import FeatureCache, cache_folder
-from captioning.files import tensor_bytes, write_bytes, write_json
+from captioning.files import json_bytes, tensor_bytes, write_bytes
 from captioning.prepared import Prepared
 
 CENTROIDS, ROUNDS = 256, 30
@@ -43,7 +43,8 @@ def main() -> None:
     checkpoint.save(HERE / "captioner.safetensors")
     facts = {name: value for name, value in checkpoint.facts.items() if name != "training pictures"}
     config = dataclasses.asdict(model.config)
-    write_json(HERE / "training.json", {"config": config, "encoder": checkpoint.encoder, **facts})
+    training = {"config": config, "encoder": checkpoint.encoder, **facts}
+    write_bytes(HERE / "training.json", json_bytes(training))
     prepared = Prepared(options.data)
     cache = FeatureCache.open(cache_folder(options.data, checkpoint.encoder["name"]))
     train, dev = (unit(cache.pooled[cache.rows(prepared.images(s))]) for s in ("train", "dev"))

@@ -34,7 +34,7 @@ from captioning.encoders import BUNDLED, Encoder, load_encoder
 from captioning.extras.data.vectors import read_vectors
 from captioning.extras.serve.light import LightCaptioner
 from captioning.features import BATCH_SIZE, FeatureCache, cache_folder, extract_features
-from captioning.files import write_json
+from captioning.files import json_bytes, write_bytes
 from captioning.images import load_image
 from captioning.steps import CLIP_NORM
 from tests.benchmarks import limits, memory, synthetic, usual
@@ -437,7 +437,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{key}: {json.dumps(value)}")
     print(f"\n{table(rows)}\n")
     report["rows"] = [row.to_json() for row in rows]
-    write_json(options.output, report)
+    write_bytes(options.output, json_bytes(report))
     met = sum(row.met for row in rows)
     print(f"{met} of {len(rows)} targets met; figures: {options.output}")
 

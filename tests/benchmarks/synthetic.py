@@ -22,7 +22,7 @@ from captioning.config import Config
 from captioning.datasets import CaptionDataset
 from captioning.embeddings import WordVectors, embedding_matrix
 from captioning.features import VERSION, cache_folder, open_caches
-from captioning.files import write_json
+from captioning.files import json_bytes, write_bytes
 from captioning.prepared import Prepared, write_captions, write_embeddings
 from captioning.steps import OneDevice, Steps
 from captioning.vocabulary import SPECIALS, Vocabulary
@@ -102,7 +102,8 @@ def _write_features(prepared: Path, names: list[str], encoder: dict, lengths, rn
     numbers = [f"{row:016x}" for row in range(len(names))]
     index = {"version": VERSION, "complete": True, "encoder": encoder, "mirrored": False}
     index |= {"arrays": ["pooled", "grid"], "images": names, "failed": {}}
-    write_json(folder / "index.json", {**index, "digests": numbers, "hashes": numbers})
+    index |= {"digests": numbers, "hashes": numbers}
+    write_bytes(folder / "index.json", json_bytes(index))
 
 
 class Training:

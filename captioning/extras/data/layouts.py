@@ -12,7 +12,8 @@ from pathlib import Path, PureWindowsPath
 from unicodedata import normalize
 
 from captioning import readers
-from captioning.errors import InputError, reason
+from captioning.errors import InputError
+from captioning.files import read_json
 from captioning.readers import Captions, Reader, Rows, Splits, read_csv, read_lines, read_tokens
 
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
@@ -31,7 +32,7 @@ def parse_json(line: str) -> tuple[str, str | list[str]]:
 
 def read_karpathy(path: Path, problems: list[str]) -> Rows:
     """Read Karpathy's captions and splits; an image is named `filepath/filename` or `filename`."""
-    for number, entry in enumerate(_load(path)["images"], start=1):
+    for number, entry in enumerate(_load(path, "images")["images"], start=1):
         match entry:
             case {"filename": name, "split": str(split), "sentences": list(sentences)} if (
                 split in KARPATHY_SPLITS and _are_texts(name, entry.get("filepath", ""))
@@ -49,7 +50,7 @@ def read_karpathy(path: Path, problems: list[str]) -> Rows:
 
 def read_coco(path: Path, problems: list[str]) -> Rows:
     """Read COCO's own captions; ids may be text; images lie in a folder such as `train2014`."""
-    content = _load(path, "annotations")
+    content = _load(path, "images", "annotations")
     captions = defaultdict(list)  # an image's id -> its captions
     for number, entry in enumerate(content["annotations"], start=1):
         match entry:
@@ -76,14 +77,9 @@ def _are_texts(*values: object) -> bool:
 
 
 def _load(path: Path, *lists: str) -> dict[str, list]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: not JSON, or incomplete ({reason(error)}); get it again"
-        ) from None
-    for key in ("images", *lists):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+    content = read_json(path, "the download")
+    for key in lists:
+        if not isinstance(content.get(key), list):
             raise InputError(f"{path}: no list {key!r} in it; expected a JSON file of captions")
     return content
 
@@ -144,18 +140,13 @@ def match_names(
 
     found = {name: find(name) for name in captions}
     names_of = Counter(found.values())
-    matched, respelled = defaultdict(list), []
-    for name, image in found.items():
-        same = [normalize("NFC", path) for path in (image, f"{folder.name}/{image}")]
-        is_respelled = normalize("NFC", name) not in same
-        if is_respelled and names_of[image] > 1:
-            image = name  # as it is
-        elif is_respelled:
-            respelled.append(f"{name[:60]!r} for {image[:60]!r}")
-        matched[image] += captions[name]
-    if respelled:
-        counts[f"image names matched despite their spelling, e.g. {respelled[0]}"] = len(respelled)
-    return dict(matched), {split: list(map(find, names)) for split, names in splits.items()}
+    renamed = {a: b for a, b in found.items() if a != b and names_of[b] == 1}
+    if renamed:
+        name, image = next(iter(renamed.items()))
+        example = f"{name[:60]!r} for {image[:60]!r}"
+        counts[f"image names matched despite their spelling, e.g. {example}"] = len(renamed)
+    captions = {renamed.get(name, name): texts for name, texts in captions.items()}
+    return captions, {split: list(map(find, names)) for split, names in splits.items()}
 
 
 def _key(name: str) -> str:

@@ -19,13 +19,12 @@ from captioning.features import BATCH_SIZE, MADE_BY, FeatureCache, extract_featu
 from captioning.files import locked, read_json
 
 
-def extract_shard(
-    shard: str, folder, image_folder, images, encoder, batch_size: int = BATCH_SIZE, **options
-) -> FeatureCache:
+def extract_shard(shard: str, folder, image_folder, images, encoder, **options) -> FeatureCache:
     """Encode a part of `images`, such as "3/16", into a subfolder of the cache `folder`.
 
     The other arguments, as those of `extract_features`, must be the same for all shards.
     """
+    batch_size = options.get("batch_size", BATCH_SIZE)
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
     number, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= number <= count:
@@ -36,7 +35,6 @@ def extract_shard(
         raise InputError(f"shard {shard}: {sizes}; use at most {batches:,} shards")
     first, end = (batches * part // count * batch_size for part in (number - 1, number))
     place = Path(folder, f"shard-{number:0{len(str(count))}}-of-{count}")
-    options["batch_size"] = batch_size
     return extract_features(place, image_folder, images[first:end], encoder, **options)
 
 

@@ -6,7 +6,8 @@ whole folders where they are wanted. Without TensorFlow, unless --model is a che
 
 import argparse
 import functools
-import itertools
+
+import numpy as np
 
 from captioning import config, load_captioner
 from captioning.captions import LIGHT
@@ -26,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="FILE", help="a checkpoint or .tflite file (default: the shipped ones)")
     add("--encoder", metavar="FILE", help="the model's encoder if it is not where it was")
     config.add_search_options(parser, config.BEAM_WIDTH)
-    add_further_searches(parser)
     add("--names", action=argparse.BooleanOptionalAction, default=True, help="name what an"
         " ImageNet classifier is sure of, unless captions are drawn or constrained")  # fmt: skip
     add("--json", action="store_true", help="one JSON object per line instead of text")
@@ -37,10 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " own description and alt text (XMP); needs exiftool")  # fmt: skip
     add("--existing", choices=["skip", "overwrite", "append"], default="skip", help="what"
         " to do where a caption is already (default: %(default)s)")  # fmt: skip
-
-
-def add_further_searches(parser: argparse.ArgumentParser) -> None:
-    """Add the options for several captions, and for captions under constraints."""
     add = parser.add_argument_group("several captions").add_argument
     several = config.number(int, 1, 100)
     add("--n-best", type=several, default=1, metavar="N", help="the N best captions of the beam")
@@ -87,8 +83,8 @@ def find_captioner(options: argparse.Namespace):
     names = options.names and not options.sample and not is_constrained
     captioner = load_captioner(options.model or light, encoder=options.encoder, names=names)
     if options.sample:
-        search = functools.partial(sampled, captioner, options, itertools.count())
-        captioner.caption_features = search
+        rng = np.random.default_rng(options.seed)
+        captioner.caption_features = functools.partial(sampled, captioner, options, rng)
     elif is_constrained:
         limits = Constraints.parse(captioner.vocabulary, captioner.config, options)
         captioner.caption_features = functools.partial(constrained, captioner, limits)

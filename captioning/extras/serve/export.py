@@ -118,10 +118,8 @@ def signatures(captioner) -> dict:
         return {f"{name}{i}": part for name in parts for i, part in enumerate(parts[name])}
 
     def step(words, **parts):
-        image, state = (
-            [parts[name] for name in sorted(parts) if name.startswith(kind)]
-            for kind in ("image", "state")
-        )
+        image = [parts[name] for name in sorted(parts) if name.startswith("image")]
+        state = [parts[name] for name in sorted(parts) if name.startswith("state")]
         if model.has_attention:  # as model.step, which does not return where it looked
             outputs, state = model.read_words(tf.transpose(words), state)  # (B, 1, U)
             merged, weights = model.merge(tf.transpose(outputs, (1, 0, 2)), image)

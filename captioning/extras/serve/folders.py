@@ -19,7 +19,7 @@ from subprocess import PIPE, Popen
 
 from captioning.captions import Caption
 from captioning.errors import InputError, log
-from captioning.files import replacing, require_writable, write_bytes, write_error
+from captioning.files import csv_bytes, replacing, require_writable, write_bytes, write_error
 
 HEAD = "image,caption,confidence"  # of a CSV file
 TAGS = ("XMP-dc:Description", "XMP-iptcCore:AltTextAccessibility")
@@ -104,13 +104,6 @@ class Sidecars:
         old = path.read_bytes() if append and path.exists() else b""
         line_end = b"\n" if old and not old.endswith(b"\n") else b""
         write_bytes(path, old + line_end + f"{caption.text}\n".encode())
-
-
-def csv_bytes(rows: Iterable[Sequence[str]]) -> bytes:
-    """Rows as the text of a CSV file; file names that are not UTF-8 are kept."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 class Table:

@@ -19,13 +19,12 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from captioning.captions import Caption, PhotoCaptioner
-from captioning.config import BEAM_WIDTH, LENGTH_PENALTY
+from captioning.config import BEAM_WIDTH, LENGTH_PENALTY, Config
 from captioning.errors import InputError, reason
 from captioning.extras.serve.searches import Constraints, constrained
 from captioning.files import write_bytes
@@ -43,13 +42,10 @@ class LightCaptioner(PhotoCaptioner):
     def __init__(self, path: str | os.PathLike):
         path = Path(path).expanduser()
         self.source = str(path)
-        if not path.is_file():
-            kind = "a folder" if path.is_dir() else "no such file"
-            raise InputError(f"{path}: {kind}; {EXPORT} writes it")
         try:
             self.information = read_information(path)
             self.vocabulary = Vocabulary.from_json(self.information["vocabulary"])
-            self.config = SimpleNamespace(**self.information["config"])
+            self.config = Config.from_json(self.information["config"])
             self.has_attention = self.config.attention == "grid"
             encoder = self.information["encoder"]
             self.encoder_name, self.image_size = encoder["name"], encoder["image_size"]
@@ -60,8 +56,8 @@ class LightCaptioner(PhotoCaptioner):
                 names = model.get_signature_list()
                 self._run = {name: model.get_signature_runner(name) for name in names}
         except Exception as error:  # zipfile, JSON and LiteRT raise many types
-            problem = f"damaged, or not written by {EXPORT} ({reason(error)})"
-            raise InputError(f"{path}: {problem}") from None
+            problem = f"cannot be used ({reason(error)})"
+            raise InputError(f"{path}: {problem}; {EXPORT} writes such files") from None
 
     def encode(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
@@ -110,8 +106,7 @@ def read_information(path: Path) -> dict:
 def write_light(path: str | os.PathLike, model: bytes, information: dict) -> None:
     """Write a model and its `information`: vocabulary, encoder, configuration, facts."""
     information = {"version": VERSION, "sha256": hashlib.sha256(model).hexdigest(), **information}
-    file = io.BytesIO()
-    file.write(model)
+    file = io.BytesIO(model)
     with zipfile.ZipFile(file, "a") as archive:  # begins behind the model
         entry = zipfile.ZipInfo(ENTRY)  # dated 1980: same input, same file
         archive.writestr(entry, json.dumps(information, ensure_ascii=False), zipfile.ZIP_DEFLATED)

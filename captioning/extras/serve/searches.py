@@ -11,7 +11,7 @@ a caption that has said an improbable word does not compete with those that have
 
 import difflib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -49,8 +49,6 @@ class Constraints(NamedTuple):
     def parse(cls, vocabulary: Vocabulary, config, options) -> "Constraints":
         """Of `caption`'s options, for a model with this configuration, or InputError."""
         required, forbidden = (_ids(vocabulary, x) for x in (options.require, options.forbid))
-        if both := required & forbidden:
-            raise InputError(f"{vocabulary.words[min(both)]}: is both required and forbidden")
         if len(required) > MOST_REQUIRED:
             raise InputError(f"{len(required)} words are required, expected up to {MOST_REQUIRED}")
         own, most = cls.of(config, options.beam_width), options.max_words or config.max_words
@@ -183,14 +181,9 @@ def constrained(
     return [Caption.from_search(captioner.vocabulary, captions) for captions in found]
 
 
-def sampled(captioner, how, numbers: Iterator[int], features, **search) -> list[Caption]:
-    """As `caption_features` of the captioner: drawn as `how`, `caption`'s options, says.
-
-    Each image takes a number, with which, and the seed, it is drawn.
-    """
-    captions, limits = [], Constraints(captioner.config.max_words)
-    for feature in features:
-        rng, step = np.random.default_rng([how.seed, next(numbers)]), captioner.begin(feature)
-        found = sample(step, limits, how.sample, rng, how.temperature, how.top_p)
-        captions.append(Caption.from_search(captioner.vocabulary, found))
-    return captions
+def sampled(captioner, how, rng, features, **search) -> list[Caption]:
+    """As `caption_features` of the captioner: drawn by `rng` as `caption`'s options, `how`, say."""
+    limits, options = Constraints(captioner.config.max_words), (how.temperature, how.top_p)
+    steps = (captioner.begin(feature) for feature in features)
+    found = (sample(step, limits, how.sample, rng, *options) for step in steps)
+    return [Caption.from_search(captioner.vocabulary, captions) for captions in found]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captioning.errors import log
-from captioning.files import write_json
+from captioning.files import json_bytes, write_bytes
 
 NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})\.\w+")  # COCO_val2014_000000391895.jpg
 
@@ -16,5 +16,6 @@ def write_results(path: str | os.PathLike, images: Sequence[str], captions: Sequ
     found = [NAME.fullmatch(Path(image).name) for image in images]
     ids = [int(match[1]) for match in found] if all(found) else list(images)
     pairs = zip(ids, captions, strict=True)
-    write_json(path, [{"image_id": id_, "caption": text} for id_, text in pairs], indent=None)
+    results = [{"image_id": id_, "caption": text} for id_, text in pairs]
+    write_bytes(path, json_bytes(results, None))
     log(f"wrote {path}; image_id: {'COCO numbers' if all(found) else 'file names'}")

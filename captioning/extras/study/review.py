@@ -18,9 +18,8 @@ import numpy as np
 
 from captioning.config import count
 from captioning.errors import InputError, log
-from captioning.extras.serve.folders import csv_bytes
 from captioning.extras.study.compare import add_split_options, evaluate_models, in_words
-from captioning.files import replace_together, require_writable
+from captioning.files import csv_bytes, replace_together, require_writable
 
 COLUMNS = ["image", "A", "B", "better"]
 
@@ -47,11 +46,6 @@ def main(options: argparse.Namespace) -> None:
     if existing := [path for path in (sheet, key) if path.exists()]:
         raise InputError(f"{existing[0]}: exists; choose another name for the sheet")
     require_writable(sheet)
-    write_sheet(options, sheet, key)
-
-
-def write_sheet(options: argparse.Namespace, sheet: Path, key: Path) -> None:
-    """Write a sheet of images whose captions differ, and its key."""
     _, results = evaluate_models(options)
     texts = [dict(zip(result.images, result.captions, strict=True)) for result in results]
     both = [image for image in texts[0] if image in texts[1]]

@@ -1,18 +1,12 @@
 """Pictures with captions below them, and where the model looked: `test.py --save`."""
 
 import textwrap
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from captioning.plots import save_figure, use_style
-
-
-def save_captioned(path: str | Path, pictures: list[np.ndarray], captions: list[str]) -> None:
-    """Write `captioned_sheet` to an image file."""
-    save_figure(captioned_sheet(pictures, captions), path)
+from captioning.plots import use_style
 
 
 @plt.rc_context()
@@ -46,7 +40,7 @@ def captioned_sheet(pictures: list[np.ndarray], captions: list[str]) -> plt.Figu
     return figure
 
 
-def save_attention(path: str | Path, picture: np.ndarray, caption: str, maps: np.ndarray) -> None:
+def attention_sheet(picture: np.ndarray, caption: str, maps: np.ndarray) -> plt.Figure:
     """Draw where the model looked for each word: there in colour, elsewhere in pale grey.
 
     `picture` is uint8 (height, width, 3), `maps` float (words of the caption, rows, columns).
@@ -60,4 +54,4 @@ def save_attention(path: str | Path, picture: np.ndarray, caption: str, maps: np
     rows = -(-len(panels) // 5)  # as in captioned_sheet
     blanks = -len(panels) % rows
     panels += [np.full_like(picture, 255)] * blanks
-    save_captioned(path, panels, ["", *caption.split(), *[""] * blanks])
+    return captioned_sheet(panels, ["", *caption.split(), *[""] * blanks])

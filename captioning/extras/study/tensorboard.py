@@ -16,7 +16,7 @@ from captioning.checkpoint import Checkpoint
 from captioning.errors import InputError, log
 from captioning.extras.study.sheets import captioned_sheet
 from captioning.features import FeatureCache
-from captioning.files import replace_together, write_error
+from captioning.files import replace_together, require_writable
 from captioning.images import load_thumbnail
 from captioning.prepared import Prepared
 
@@ -39,11 +39,8 @@ class TensorBoard:
         except InputError as error:
             self._pictures = []
             log(f"TensorBoard gets captions without pictures: {error}")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._writer = tf.summary.create_file_writer(str(folder))
-        except (OSError, tf.errors.OpError) as error:
-            raise write_error(folder, error) from None
+        require_writable(self.folder / "vectors.tsv")
+        self._writer = tf.summary.create_file_writer(str(folder))
         with self._writer.as_default(step=0):
             hparams.hparams(vars(checkpoint.model.config), trial_id=self.folder.name)
 
@@ -71,7 +68,6 @@ class TensorBoard:
         vectors = np.asarray(self._captioner.model.embedding.embeddings, np.float32)  # (V, E)
         rows = ["\t".join(f"{value:.5g}" for value in vector) for vector in vectors]
         words = self._captioner.vocabulary.words
-        words = [word if word.isprintable() and word.strip() else repr(word) for word in words]
         files = {"vectors.tsv": rows, "words.tsv": words, "projector_config.pbtxt": [SPACE]}
         texts = {name: "".join(f"{line}\n" for line in lines) for name, lines in files.items()}
         replace_together({self.folder / name: text.encode() for name, text in texts.items()})

@@ -21,10 +21,9 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
 import uvicorn
+from PIL import Image
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -32,7 +31,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from captioning import load_captioner
-from captioning.captions import LIGHT, Caption, PhotoCaptioner
+from captioning.captions import LIGHT, PhotoCaptioner
 from captioning.config import number
 from captioning.errors import InputError, log
 from captioning.files import shipped
@@ -74,8 +73,7 @@ def main(options: argparse.Namespace) -> None:
             log(f"warning: everyone who can reach {options.host} can use the page; it has no login")
         default = None if options.encoder else LIGHT
         captioner = load_captioner(options.model or default, encoder=options.encoder)
-        grey = np.full((64, 64, 3), 127, np.uint8)
-        describe(captioner, grey)  # compiles the search if it is Keras'
+        describe(captioner, Image.new("RGB", (64, 64)))  # compiles the search if it is Keras'
         model = Path(options.model).name if options.model else "the pretrained captioner"
         server = make_server(make_app(captioner, model, options.host))
         host = socket.gethostname() if options.host in ANY else options.host
@@ -98,8 +96,8 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
     """The page, for requests to this computer or to `host`; one thread at a time captions."""
     host_names = {"localhost", host.lower(), socket.gethostname().lower()}
     photographs = [p for p in sorted(shipped("images").glob("*.jpg")) if p.stem != "captioned"]
-    files = {name: FOLDER / name for name in ("page.css", "page.js")}
-    files |= {f"examples/{path.name}": path for path in photographs}
+    files = {f"/{name}": FOLDER / name for name in ("page.css", "page.js")}
+    files |= {f"/examples/{path.name}": path for path in photographs}
     settings = {
         "model": model_name,
         "attention": captioner.has_attention,
@@ -110,17 +108,10 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
     page = page.replace("%%settings", html.escape(json.dumps(settings)))
     reading, captioning = asyncio.Semaphore(READ_AT_ONCE), asyncio.Lock()
 
-    async def show_page(request: Request) -> Response:
-        return Response(page, media_type="text/html")
-
-    async def send_file(request: Request) -> Response:
-        if (name := request.path_params["name"]) not in files:
-            raise HTTPException(404)
-        return FileResponse(files[name])
-
     async def caption(request: Request) -> Response:
         async with reading:
-            photograph = io.BytesIO(await read_body(request))
+            async with asyncio.timeout(BODY_SECONDS):
+                photograph = io.BytesIO(await request.body())
             async with captioning:
                 answer = await asyncio.to_thread(describe, captioner, photograph)
         return JSONResponse(answer)
@@ -139,12 +130,12 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
 
     return Starlette(
         routes=[
-            Route("/", show_page),
-            Route("/caption", caption, methods=["POST"]),
-            Route("/{name:path}", send_file),
+            Route("/", lambda _: Response(page, media_type="text/html")),
+            Route("/caption", caption, methods=["POST"], max_body_size=MAX_BYTES),
+            *(Route(name, lambda _, path=path: FileResponse(path)) for name, path in files.items()),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
-        exception_handlers={InputError: reject, ClientDisconnect: reject},
+        exception_handlers=dict.fromkeys((InputError, ClientDisconnect, TimeoutError), reject),
     )
 
 
@@ -156,27 +147,20 @@ def describe(captioner: PhotoCaptioner, photograph: Photograph) -> dict:
     """
     features = captioner.encode([load_image(photograph, captioner.image_size)])
     (best,) = captioner.caption_features(features, n_best=SHOWN)
-
-    def to_json(found: Caption) -> dict:
-        answer = {
-            "caption": found.text,
-            "words": list(found.words),
-            "probabilities": [round(probability, 4) for probability in found.probabilities],
-            "confidence": round(found.confidence, 4),
-        }
+    answers = []
+    for found in (best, *best.alternatives):
+        answer = found.to_json() | {"words": found.words, "probabilities": found.probabilities}
         if captioner.has_attention:
             (maps,) = captioner.attention(features, [found.text])
             scaled = 255 * maps / maps.max(axis=(1, 2), keepdims=True)
             answer["maps"] = scaled.round().astype(int).tolist()
-        return answer
-
+        answers.append(answer)
     naming = best.naming or {"recognised": {}, "guess": False}
     seen = ", ".join(f"{word} {100 * p:.0f} %" for word, p in naming["recognised"].items())
     note = f"Recognised: {seen}. " if seen else ""
     if naming["guess"]:
         note += "Unlike what the captioner has seen: the caption is a guess."
-    alternatives = [to_json(other) for other in best.alternatives]
-    return {**to_json(best), "alternatives": alternatives, "note": note}
+    return {**answers[0], "alternatives": answers[1:], "note": note}
 
 
 def is_known(host: str, names: set[str]) -> bool:
@@ -188,22 +172,10 @@ def is_known(host: str, names: set[str]) -> bool:
         return False
 
 
-async def read_body(request: Request) -> bytes:
-    """The body of a request, or HTTPException if it is too large or too slow."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BYTES:
-                    raise HTTPException(413, f"larger than {MAX_BYTES / 1e6:g} MB; scale it down")
-    except TimeoutError:
-        raise HTTPException(408, f"not received within {BODY_SECONDS} s") from None
-    return bytes(body)
-
-
-async def reject(request: Request, error: InputError | ClientDisconnect) -> Response:
+async def reject(request: Request, error: Exception) -> Response:
     """Say what is wrong with the picture; nobody listens after a disconnect."""
+    if isinstance(error, TimeoutError):
+        return PlainTextResponse(f"not received within {BODY_SECONDS} s", 408)
     return PlainTextResponse(str(error).removeprefix("the picture: "), 422)
 
 
