@@ -92,7 +92,7 @@ class Captioner(PhotoCaptioner):
             )
         options = (int(max(beam_width, n_best)), float(length_penalty), int(n_best))
         batch = tf.constant(features)
-        found = self._search(*options, batch.dtype)(batch)
+        found = self._search(*options, batch.dtype, is_one=len(batch) == 1)(batch)
         images = zip(*(part.numpy() for part in found), strict=True)  # (N, L) of each
         return [Caption.from_search(self.vocabulary, zip(*image, strict=True)) for image in images]
 
@@ -108,10 +108,15 @@ class Captioner(PhotoCaptioner):
 
         return step
 
-    def _compile_search(self, width, length_penalty, n_best, dtype):
-        """The compiled search: features -> Captions."""
+    def _compile_search(self, width, length_penalty, n_best, dtype, is_one):
+        """The compiled search: features -> Captions.
+
+        A step for one image is so little work that launching its operations dominates; XLA fuses
+        them. Not in bfloat16, where XLA rounds elsewhere and the caption could change.
+        """
         model, config = self.model, self.config
-        signature = [tf.TensorSpec((None, *model.feature_shape), dtype)]
+        signature = [tf.TensorSpec((1 if is_one else None, *model.feature_shape), dtype)]
+        is_fused = is_one and model.compute_dtype == "float32"
 
         def search(features):
             if width == 1:
@@ -119,7 +124,7 @@ class Captioner(PhotoCaptioner):
             limits = (config.max_words, n_best, config.min_words, config.no_repeat_ngram)
             return beam_search(model, features, width, length_penalty, *limits)
 
-        return tf.function(search, signature, autograph=False)
+        return tf.function(search, signature, autograph=False, jit_compile=is_fused)
 
     def look(self, feature: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """As `PhotoCaptioner.look`: the mean over the heads."""

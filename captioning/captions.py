@@ -143,8 +143,7 @@ class PhotoCaptioner:
             for batch in batched(images, OPENED_AT_ONCE):
                 reads = [pool.submit(load_image, image, self.image_size) for image in batch]
                 pixels = [r.result() for r in reads if not isinstance(r.exception(), InputError)]
-                captions = self.caption_features(self.encode(pixels), **search) if pixels else []
-                rest = iter(captions)
+                rest = iter(self.caption_features(self.encode(pixels), **search) if pixels else [])
                 for image, read in zip(batch, reads, strict=True):
                     yield image, read.exception() or next(rest)
 

@@ -49,8 +49,6 @@ class Checkpoint:
         InputError if the file is missing, damaged, of another version, or not a checkpoint.
         """
         path = Path(path).expanduser()
-        if path.suffix == ".keras":
-            raise InputError(f"{path}: checkpoints are .safetensors files now; train again")
         header, tensors = read_tensors(path, "train.py")
         try:
             if header["version"] != VERSION:

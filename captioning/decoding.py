@@ -45,9 +45,11 @@ def _empty(images, width: int, max_words: int) -> Captions:
 def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Callable, extend):
     """Extend captions word by word until every image is finished, or `steps` times -> `found`.
 
-    All tensors are (I, ...); in a graph I must be unknown. `is_open` (found, state) -> bool (I,):
-    the images that are unfinished; `extend` (t, image, found, state) -> found, state after word t.
+    All tensors are (I, ...), with I unknown or 1 in a graph. `is_open` (found, state) -> bool (I,):
+    the unfinished images; `extend` (t, image, found, state) -> found, state after word t.
     """
+    first = tf.nest.flatten(found)[0]
+    one_image = first.shape[0] == 1  # all shapes stay static, as XLA needs them
 
     def store(results, places, found):
         return tf.nest.map_structure(
@@ -57,6 +59,8 @@ def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Calla
     def extend_and_shrink(t, results, places, image, found, state):
         found, state = extend(t, image, found, state)
         batch = (results, places, image, found, state)
+        if one_image:
+            return t + 1, *batch
         unfinished = tf.where(is_open(found, state))[:, 0]
 
         def shrink():
@@ -67,19 +71,18 @@ def _search(steps: int, image: tuple, found: tuple, state: tuple, is_open: Calla
         is_worth_it = 4 * tf.size(unfinished) <= 3 * tf.size(places)
         return t + 1, *tf.cond(is_worth_it, shrink, lambda: batch)
 
-    images = tf.shape(tf.nest.flatten(found)[0])[0]
     _, results, places, _, found, _ = tf.while_loop(
         lambda t, results, places, image, found, state: tf.reduce_any(is_open(found, state)),
         extend_and_shrink,
-        (0, found, tf.range(images), image, found, state),
+        (0, found, tf.range(tf.shape(first)[0]), image, found, state),
         maximum_iterations=steps,
     )
-    return store(results, places, found)
+    return found if one_image else store(results, places, found)
 
 
 def _start(model, features: tf.Tensor, width: int) -> tuple:
     """Before the first word of `width` captions per image: I, words (I, W), state (I, W, ...)."""
-    images = tf.shape(features)[0]
+    images = features.shape[0] or tf.shape(features)[0]  # a number if the graph is for so many
     state = model.initial_state(images * width)
     state = [tf.reshape(part, (images, width, *part.shape[1:])) for part in state]
     return images, tf.fill((images, width), START), state

@@ -80,11 +80,9 @@ def evaluate(captioner: Captioner, data: str, split: str, *search: float) -> Eva
         baselines["images shuffled"] = shuffled(captions, seed=0)
     if split != "train":
         rows = cache.rows(prepared.images("train"))
-        baselines["nearest training image"] = nearest_training_captions(
-            cache.pooled[rows[rows >= 0]],
-            [training[place] for place in np.flatnonzero(rows >= 0)],
-            cache.pooled[cache.rows(images)],
-        )
+        known = [training[place] for place in np.flatnonzero(rows >= 0)]
+        theirs, ours = cache.pooled[rows[rows >= 0]], cache.pooled[cache.rows(images)]
+        baselines["nearest training image"] = nearest_training_captions(theirs, known, ours)
     rows = {name: metrics.score(references, texts) for name, texts in baselines.items()}
     if min(map(len, references)) > 1:
         rows["one person against the others"] = one_against_the_others(references)

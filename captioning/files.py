@@ -161,4 +161,4 @@ def read_tensors(path: str | os.PathLike, made_by: str) -> tuple[dict, dict[str,
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises many types
         problem = f"damaged, or not written by {made_by} ({reason(error)})"
-        raise InputError(f"{path}: {problem}") from None
+        raise InputError(f"{path}: {problem}; run {made_by} again") from None

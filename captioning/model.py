@@ -151,8 +151,7 @@ class MergeDecoder(keras.Model):
 
     def initial_state(self, count):
         """The RNN's state before the first word: zeros, list of (count, U)."""
-        zeros = ops.zeros((count, self.config.units), self.compute_dtype)
-        return [zeros, zeros] if self.config.rnn == "lstm" else [zeros]
+        return self.rnn.get_initial_state(count)
 
     def _split_heads(self, x):
         """(I, N, U) -> (I, heads, N, U / heads)."""

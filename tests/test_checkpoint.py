@@ -137,7 +137,8 @@ def test_files_of_other_kinds_are_rejected(tmp_path):
         Checkpoint.load(tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="no such file"):
         Checkpoint.load(tmp_path / "gone.safetensors")
-    with pytest.raises(InputError, match="train again"):
+    (tmp_path / "old.keras").write_bytes(b"PK\3\4" * 100)
+    with pytest.raises(InputError, match=r"run train\.py again"):
         Checkpoint.load(tmp_path / "old.keras")
 
 
