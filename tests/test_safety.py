@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from captioning.errors import InputError
 from captioning.extras.study.sheets import attention_sheet, captioned_sheet
@@ -68,8 +69,10 @@ def test_pickled_code_is_rejected_and_does_not_run(
 
 def test_dollar_signs_in_captions_are_not_formulas(tmp_path):
     picture = np.zeros((20, 20, 3), np.uint8)
-    for sheet in (
-        captioned_sheet([picture], [r"it costs $\frac $ and _x^ {"]),
-        attention_sheet(picture, r"$\frac $", np.ones((2, 3, 3))),
-    ):
-        save_figure(sheet, tmp_path / "a.png")
+    caption = r"it costs $\frac $ and _x^ {"
+    save_figure(captioned_sheet([picture], [caption]), tmp_path / "a.png")
+    attention = attention_sheet(picture, r"$\frac $", np.ones((2, 3, 3)))
+    save_figure(attention, tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        with Image.open(tmp_path / name) as drawn:
+            drawn.load()

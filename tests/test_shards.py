@@ -154,6 +154,8 @@ def test_missing_shards_and_those_of_another_run_are_named(tmp_path, make):
 def test_shards_that_do_not_belong_together_are_rejected(tmp_path, make, names):
     folder = make(tmp_path / "cache", "1/2", "2/2")
     for said, options in (
+        ("some images are in two shards", {"images": names[::-1]}),
+        ("made from other lists of images, or with another batch_size", {"batch_size": 5}),
         ("shard-2-of-2: mirrored or with a grid, unlike shard-1-of-2", {"mirrored": True}),
         ("mirrored or with a grid, unlike shard-1-of-2, or the reverse", {"keep_grid": False}),
         ("(?s)made with patch means, .*not with", {"encoder": PatchMeans(fingerprint="1" * 16)}),

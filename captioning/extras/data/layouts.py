@@ -32,7 +32,7 @@ def parse_json(line: str) -> tuple[str, str | list[str]]:
 
 def read_karpathy(path: Path, problems: list[str]) -> Rows:
     """Read Karpathy's captions and splits; an image is named `filepath/filename` or `filename`."""
-    for number, entry in enumerate(_load(path, "images")["images"], start=1):
+    for number, entry in enumerate(_load(path)["images"], start=1):
         match entry:
             case {"filename": name, "split": str(split), "sentences": list(sentences)} if (
                 split in KARPATHY_SPLITS and _are_texts(name, entry.get("filepath", ""))
@@ -50,7 +50,7 @@ def read_karpathy(path: Path, problems: list[str]) -> Rows:
 
 def read_coco(path: Path, problems: list[str]) -> Rows:
     """Read COCO's own captions; ids may be text; images lie in a folder such as `train2014`."""
-    content = _load(path, "images", "annotations")
+    content = _load(path, "annotations")
     captions = defaultdict(list)  # an image's id -> its captions
     for number, entry in enumerate(content["annotations"], start=1):
         match entry:
@@ -78,7 +78,7 @@ def _are_texts(*values: object) -> bool:
 
 def _load(path: Path, *lists: str) -> dict[str, list]:
     content = read_json(path, "the download")
-    for key in lists:
+    for key in ("images", *lists):
         if not isinstance(content.get(key), list):
             raise InputError(f"{path}: no list {key!r} in it; expected a JSON file of captions")
     return content
@@ -140,13 +140,18 @@ def match_names(
 
     found = {name: find(name) for name in captions}
     names_of = Counter(found.values())
-    renamed = {a: b for a, b in found.items() if a != b and names_of[b] == 1}
-    if renamed:
-        name, image = next(iter(renamed.items()))
-        example = f"{name[:60]!r} for {image[:60]!r}"
-        counts[f"image names matched despite their spelling, e.g. {example}"] = len(renamed)
-    captions = {renamed.get(name, name): texts for name, texts in captions.items()}
-    return captions, {split: list(map(find, names)) for split, names in splits.items()}
+    matched, respelled = defaultdict(list), []
+    for name, image in found.items():
+        same = [normalize("NFC", path) for path in (image, f"{folder.name}/{image}")]
+        is_respelled = normalize("NFC", name) not in same
+        if is_respelled and names_of[image] > 1:
+            image = name  # as it is
+        elif is_respelled:
+            respelled.append(f"{name[:60]!r} for {image[:60]!r}")
+        matched[image] += captions[name]
+    if respelled:
+        counts[f"image names matched despite their spelling, e.g. {respelled[0]}"] = len(respelled)
+    return dict(matched), {split: list(map(find, names)) for split, names in splits.items()}
 
 
 def _key(name: str) -> str:

@@ -66,17 +66,23 @@ def download_flickr8k(folder: Path, source: str = SOURCE) -> None:
     work = target.with_name(f"{target.name}.part")
     try:
         with locked(work):
-            shutil.rmtree(work / "unpacked", ignore_errors=True)  # of a run that was killed
-            for name, (md5, place) in ARCHIVES.items():
-                fetch(f"{source.rstrip('/')}/{name}", work / name)
-                unpack(work / name, work / "unpacked" / place, md5 if source == SOURCE else "")
-            if target.exists():
-                target.rmdir()
-            (work / "unpacked").rename(target)
-            for name in (*ARCHIVES, ".lock"):
-                (work / name).unlink()
-        with contextlib.suppress(OSError):  # it holds something else
-            work.rmdir()
+            try:
+                shutil.rmtree(work / "unpacked", ignore_errors=True)  # of a run that was killed
+                for name, (md5, place) in ARCHIVES.items():
+                    fetch(f"{source.rstrip('/')}/{name}", work / name)
+                    unpack(work / name, work / "unpacked" / place, md5 if source == SOURCE else "")
+                if target.exists():
+                    target.rmdir()
+                (work / "unpacked").rename(target)
+                for name in ARCHIVES:
+                    (work / name).unlink()
+            finally:
+                for part in (work / f"{name}.part" for name in ARCHIVES):
+                    if part.exists() and not part.stat().st_size:
+                        part.unlink()
+                (work / ".lock").unlink()
+                with contextlib.suppress(OSError):  # not empty: what has arrived stays
+                    work.rmdir()
     except OSError as error:
         raise write_error(folder, error, NEEDED_BYTES) from error
 
@@ -84,13 +90,13 @@ def download_flickr8k(folder: Path, source: str = SOURCE) -> None:
 def fetch(url: str, path: Path) -> None:
     """Download `url` to `path`, unless it is there; resume, and retry broken transfers."""
     part = path.with_name(f"{path.name}.part")
+    part.touch()
     session = requests.Session()
     del session.adapters["http://"]  # redirects to it are rejected too
     for host in ("127.0.0.1", "localhost"):
         session.mount(f"http://{host}:", requests.adapters.HTTPAdapter())
     fruitless = 0
     while not path.exists():
-        part.touch()
         present = part.stat().st_size
         try:
             _transfer(session, url, part)
@@ -112,12 +118,17 @@ def _transfer(session: requests.Session, url: str, part: Path) -> None:
     present = part.stat().st_size
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={present}-"} if present else {})
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        content_range = response.headers.get("Content-Range", "")
         if response.status_code == requests.codes.requested_range_not_satisfiable:
+            if content_range == f"bytes */{present}":
+                return  # it was complete
             part.write_bytes(b"")
-            raise requests.ConnectionError("the server has no more of the file")
+            raise requests.ConnectionError("the server has another file than before")
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
             present = 0
+        elif not content_range.startswith(f"bytes {present}-"):
+            raise requests.ConnectionError("the server sent another part than was asked for")
         total = present + int(response.headers.get("Content-Length", 0))
         progress = tqdm(total=total, initial=present, unit="B", unit_scale=True, desc=part.stem)
         with progress, part.open("ab" if present else "wb") as file:

@@ -62,6 +62,9 @@ def merge_shards(folder: str | Path) -> FeatureCache:
         lists = ("images", "digests", "hashes")
         index = parts[0] | {name: [v for part in parts for v in part[name]] for name in lists}
         index["failed"] = {image: why for part in parts for image, why in part["failed"].items()}
+        if len(set(index["images"])) < len(index["images"]):
+            problem = "made from other lists of images, or with another batch_size; make them again"
+            raise InputError(f"{folder}: some images are in two shards, which were {problem}")
         with new_arrays(folder, index) as arrays:
             for name, array in arrays.items():
                 np.concatenate([getattr(shard, name) for shard in shards], out=array)

@@ -49,6 +49,8 @@ class Constraints(NamedTuple):
     def parse(cls, vocabulary: Vocabulary, config, options) -> "Constraints":
         """Of `caption`'s options, for a model with this configuration, or InputError."""
         required, forbidden = (_ids(vocabulary, x) for x in (options.require, options.forbid))
+        if both := required & forbidden:
+            raise InputError(f"{vocabulary.words[min(both)]}: is both required and forbidden")
         if len(required) > MOST_REQUIRED:
             raise InputError(f"{len(required)} words are required, expected up to {MOST_REQUIRED}")
         own, most = cls.of(config, options.beam_width), options.max_words or config.max_words
