@@ -83,7 +83,8 @@ def main() -> int:
 
 def caption_images(captioner, paths: list[Path], options: argparse.Namespace) -> int:
     """Print a caption for each photograph; those that cannot be read are named on stderr."""
-    search = {"beam_width": options.beam_width, "length_penalty": options.length_penalty}
+    names = ("beam_width", "length_penalty", "consensus")
+    search = {name: getattr(options, name) for name in names}
     captions = list(captioner.print_captions(paths, options.json, **search))
     if options.save and captions:
         from captioning.extras.study.sheets import attention_sheet, captioned_sheet
@@ -109,15 +110,15 @@ def score_split(captioner, options: argparse.Namespace) -> int:
     from captioning.extras.study.bootstrap import intervals, score_table
 
     encoder = captioner.checkpoint.encoder
-    search = (options.beam_width, options.length_penalty)
+    search = (options.beam_width, options.length_penalty, 1, options.consensus)
+    decoding = f"beam width {options.beam_width}, length penalty {options.length_penalty:g}"
+    decoding += f", consensus with {options.consensus}" if options.consensus else ""
     result = evaluate(captioner, options.data, options.split, *search)
     facts = {
         "split": f"{options.split}, {len(result.images)} images ({result.prepared.split_origin})",
         "model": ", ".join(options.model) or PRETRAINED,
         "encoder": f"{encoder['name']}, {encoder['image_size']} x {encoder['image_size']}",
-        "decoding": "beam width {}, length penalty {:g}".format(*search)
-        if options.beam_width > 1
-        else "greedy",
+        "decoding": decoding if options.beam_width > 1 else "greedy",
         "protocol": PROTOCOL,
     }
     if options.names:

@@ -11,10 +11,8 @@ from tqdm import tqdm
 
 from captioning.captions import Caption, PhotoCaptioner, batched
 from captioning.checkpoint import Checkpoint
-from captioning.config import BEAM_WIDTH, LENGTH_PENALTY, MAX_LENGTH_PENALTY
 from captioning.decoding import beam_search, decode_greedily
 from captioning.encoders import WEIGHT_SUFFIXES, Encoder, load_encoder, require_same_encoder
-from captioning.errors import InputError
 from captioning.features import BATCH_SIZE, FeatureCache
 from captioning.files import shipped
 
@@ -81,15 +79,8 @@ class Captioner(PhotoCaptioner):
                 progress.update(len(batch))
         return [caption.text for caption in captions]
 
-    def caption_features(
-        self, features, beam_width=BEAM_WIDTH, length_penalty=LENGTH_PENALTY, n_best=1
-    ) -> list[Caption]:
-        """As `PhotoCaptioner.caption_features`."""
-        if min(beam_width, n_best) < 1 or not 0 <= length_penalty <= MAX_LENGTH_PENALTY:
-            raise InputError(
-                f"beam_width = {beam_width}, n_best = {n_best}, length_penalty = {length_penalty}: "
-                f"expected numbers from 1 up and a penalty from 0 to {MAX_LENGTH_PENALTY:g}"
-            )
+    def search(self, features, beam_width, length_penalty, n_best) -> list[Caption]:
+        """As `PhotoCaptioner.search`."""
         options = (int(max(beam_width, n_best)), float(length_penalty), int(n_best))
         batch = tf.constant(features)
         found = self._search(*options, batch.dtype, is_one=len(batch) == 1)(batch)

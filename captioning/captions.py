@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from captioning.config import BEAM_WIDTH, LENGTH_PENALTY
+from captioning.config import BEAM_WIDTH, LENGTH_PENALTY, MAX_LENGTH_PENALTY
 from captioning.errors import InputError, log
 from captioning.files import shipped
 from captioning.images import Photograph, load_image
@@ -83,13 +83,31 @@ class PhotoCaptioner:
         """Run the CNN on pictures from `load_image` -> float32 (images, *feature_shape)."""
 
     def caption_features(
-        self, features, beam_width=BEAM_WIDTH, length_penalty=LENGTH_PENALTY, n_best=1
+        self, features, beam_width=BEAM_WIDTH, length_penalty=LENGTH_PENALTY, n_best=1, consensus=0
     ) -> list[Caption]:
         """Caption encoded images, float16 or float32 (images, *feature_shape): one each.
 
         It has `n_best` - 1 alternatives. Beam search keeps `beam_width` unfinished captions, at
-        least `n_best`; 1 is greedy decoding. For the length penalty see `beam_search`.
+        least `n_best`; 1 is greedy decoding. For the length penalty see `beam_search`. With
+        `consensus` those of the beam are chosen that agree best with so many other captions.
         """
+        if min(beam_width, n_best) < 1 or not 0 <= length_penalty <= MAX_LENGTH_PENALTY:
+            raise InputError(
+                f"beam_width = {beam_width}, n_best = {n_best}, length_penalty = {length_penalty}: "
+                f"expected numbers from 1 up and a penalty from 0 to {MAX_LENGTH_PENALTY:g}"
+            )
+        if not consensus:
+            return self.search(features, beam_width, length_penalty, n_best)
+        if beam_width == 1:
+            raise InputError("a consensus chooses among the beam's captions: use --beam-width 5")
+        from captioning.extras.serve.consensus import agreed
+
+        found = self.search(features, beam_width, length_penalty, max(beam_width, n_best))
+        pairs = zip(features, found, strict=True)
+        return [agreed(self, feature, caption, consensus, n_best) for feature, caption in pairs]
+
+    def search(self, features, beam_width: int, length_penalty: float, n_best: int):
+        """As `caption_features`, of the search alone."""
 
     def look(self, feature: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Where the model looks before each word: ids (1, T) from START on -> weights (T, P)."""

@@ -129,3 +129,6 @@ def add_search_options(parser: argparse.ArgumentParser, width: int) -> None:
         "ignored by greedy decoding (default: %(default)s)"
     )
     parser.add_argument("--length-penalty", type=penalties, default=LENGTH_PENALTY, help=text)
+    text = "of the beam's captions, take the one that agrees best with N others (0 = the first)"
+    most = number(int, 0, MAX_BEAM_WIDTH)
+    parser.add_argument("--consensus", type=most, default=0, metavar="N", help=text)

@@ -48,7 +48,7 @@ class Evaluation:
 
 
 def evaluate(captioner: Captioner, data: str, split: str, *search: float) -> Evaluation:
-    """Caption a split of the prepared folder `data`; `search` is beam width and length penalty.
+    """Caption a split of the prepared folder `data`; `search` is of `caption_features`.
 
     Images that the model was trained on are left out and reported, unless `split` is "train".
     InputError if the split or its features are missing, or of another encoder, or if nearly all

@@ -148,14 +148,14 @@ class CiderD:
     A caption is four vectors, one for each n: its n-gram counts times log(documents / documents
     with the n-gram). The score is the cosine similarity with a reference, counts clipped to the
     reference's, times a Gaussian penalty on the difference in length; averaged over n and the
-    references, times 10. Without stemming, as pycocoevalcap's `Cider`.
+    references, times 10. Without stemming, as pycocoevalcap's `Cider`. `frequencies` are of
+    n-grams in documents that are not at hand.
     """
 
-    def __init__(self, references: Sequence[Sequence[Tokens]], documents=None):
+    def __init__(self, references: Sequence[Sequence[Tokens]], documents=None, frequencies=None):
         documents = references if documents is None else documents
-        frequencies = Counter()
-        for captions in documents:
-            frequencies.update(set().union(*map(ngram_counts, captions)))
+        ngrams = (set().union(*map(ngram_counts, captions)) for captions in documents)
+        frequencies = frequencies or Counter(itertools.chain.from_iterable(ngrams))
         self._unseen = math.log(len(documents)) ** 2  # as rare as an n-gram of one document
         # n-gram -> the n-gram, so that each is in memory once, and its squared weight
         self._known = {

@@ -159,7 +159,7 @@ def test_samples_follow_the_distribution_that_temperature_and_top_p_sharpen(
 ):
     model = Constant([0.05, 0.05, 0.2, 0.1, 0.3, 0.2, 0.1])
     rng = np.random.default_rng(3)
-    found = sample(begin(model), Constraints(1), 20_000, rng, temperature, top_p)
+    found = sample(begin(model), 20_000, 1, rng, temperature, top_p)
     counts = np.bincount([ids[0] for ids, _ in found], minlength=SIZE)
     wanted = np.array([expected.get(word, 0) for word in range(SIZE)])
     np.testing.assert_allclose(counts / counts.sum(), wanted / wanted.sum(), atol=0.012)
@@ -169,7 +169,7 @@ def test_samples_follow_the_distribution_that_temperature_and_top_p_sharpen(
 
 def test_samples_of_a_scripted_model_end_in_time_without_special_tokens():
     model = Scripted(9)
-    draw = lambda seed: sample(begin(model), FREE, 50, np.random.default_rng(seed))  # noqa: E731
+    draw = lambda seed: sample(begin(model), 50, MAX_WORDS, np.random.default_rng(seed))  # noqa: E731
     assert draw(1) == draw(1) != draw(2)
     for ids, logs in draw(1):
         assert ids[-1] == END

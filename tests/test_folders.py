@@ -27,7 +27,7 @@ class Colours(PhotoCaptioner):
     def encode(self, pixels):
         return np.array([picture[0, 0, :1] for picture in pixels], np.float32)
 
-    def caption_features(self, features, beam_width, length_penalty=0.7, n_best=1):
+    def search(self, features, *search):
         texts = [f"{self.word} {value:.0f}" for (value,) in features]
         return [Caption(text, tuple(text.split()), (0.5, 0.5, 0.5)) for text in texts]
 

@@ -61,7 +61,8 @@ def main(options: argparse.Namespace) -> int:
     clear = separate(images) if options.sidecar else images
     outputs = Outputs(clear, options)
     captioner = find_captioner(options)
-    search = {name: getattr(options, name) for name in ("beam_width", "length_penalty", "n_best")}
+    names = ("beam_width", "length_penalty", "n_best", "consensus")
+    search = {name: getattr(options, name) for name in names}
     pairs = captioner.print_captions(outputs.todo(clear), options.json, **search)
     captioned = sum(outputs.write(image, caption) for image, caption in pairs)
     outputs.close()
@@ -77,15 +78,16 @@ def find_captioner(options: argparse.Namespace):
     changed = [name for name, default in SAMPLING.items() if getattr(options, name) != default]
     if changed and not options.sample:
         raise InputError(f"--{changed[0].replace('_', '-')} goes with --sample")
-    if options.sample and (is_constrained or options.n_best > 1):
-        raise InputError("--sample draws freely; leave it out, or --n-best and the constraints")
+    if options.sample and (is_constrained or options.n_best > 1 or options.consensus):
+        others = "--n-best, --consensus and the constraints"
+        raise InputError(f"--sample draws freely; leave it out, or {others}")
     light = None if options.encoder else LIGHT
     names = options.names and not options.sample and not is_constrained
     captioner = load_captioner(options.model or light, encoder=options.encoder, names=names)
     if options.sample:
         rng = np.random.default_rng(options.seed)
-        captioner.caption_features = functools.partial(sampled, captioner, options, rng)
+        captioner.search = functools.partial(sampled, captioner, options, rng)
     elif is_constrained:
         limits = Constraints.parse(captioner.vocabulary, captioner.config, options)
-        captioner.caption_features = functools.partial(constrained, captioner, limits)
+        captioner.search = functools.partial(constrained, captioner, limits)
     return captioner

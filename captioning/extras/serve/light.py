@@ -24,7 +24,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from captioning.captions import Caption, PhotoCaptioner
-from captioning.config import BEAM_WIDTH, LENGTH_PENALTY, Config
+from captioning.config import Config
 from captioning.errors import InputError, reason
 from captioning.extras.serve.searches import Constraints, constrained
 from captioning.files import write_bytes
@@ -77,10 +77,8 @@ class LightCaptioner(PhotoCaptioner):
 
         return step
 
-    def caption_features(
-        self, features, beam_width=BEAM_WIDTH, length_penalty=LENGTH_PENALTY, n_best=1
-    ) -> list[Caption]:
-        """As `PhotoCaptioner.caption_features`."""
+    def search(self, features, beam_width, length_penalty, n_best) -> list[Caption]:
+        """As `PhotoCaptioner.search`."""
         limits = Constraints.of(self.config, beam_width)
         return constrained(self, limits, features, beam_width, length_penalty, n_best)
 

@@ -150,42 +150,57 @@ def beam_search(
     return [(words, each) for _, words, each in finished]
 
 
-def sample(step: Callable, limits: Constraints, n: int, rng, temperature=1.0, top_p=1.0) -> Found:
-    """Draw `n` captions by `rng`, a NumPy generator, in the order drawn.
+def sample(step: Callable, n: int, max_words: int, rng=None, temperature=1.0, top_p=1.0) -> Found:
+    """Draw `n` captions by `rng`, a NumPy generator; without one spread them evenly.
 
     A `temperature` below 1 prefers probable words. Only the most probable words, which have
     `top_p` of the probability between them, are drawn (nucleus sampling, Holtzman et al. 2020).
+
+    To spread them (arithmetic sampling, Vilnis et al. 2023, "Arithmetic Sampling: Parallel Diverse
+    Decoding for Large Language Models"), all captions in the order of their ids, each as wide as
+    it is probable, fill the interval from 0 to 1; those at `n` even places are taken.
     """
-    found, rows = [([START], []) for _ in range(n)], [0] * n
-    for t in range(limits.max_words + 1):
-        scores = step([words[-1] for words, _ in found], rows)  # (n, V)
-        for row, (words, logs) in enumerate(found):
-            if words[-1] == END:
-                continue
-            scores[row, limits.blocked(words[1:])] = -np.inf
-            weights = np.exp((scores[row] - scores[row].max()) / temperature)
-            order = np.argsort(-weights)
-            sums = np.cumsum(weights[order])
-            most = np.searchsorted(sums, top_p * sums[-1]) + 1  # words, the fewest with top_p
-            drawn = order[np.searchsorted(sums[:most], rng.random() * sums[:most][-1])]
-            words.append(END if t == limits.max_words else int(drawn))
-            logs.append(float(scores[row, words[-1]]))
-        rows = range(n)
-    return [(words[1:], logs) for words, logs in found]
+    found, rows, places = [([], []) for _ in range(n)], np.arange(n), (np.arange(n) + 0.5) / n
+    last, extended = [START] * n, [0] * n
+    for t in range(max_words + 1):
+        scores = step(last, extended)  # (rows, V)
+        scores[:, [PAD, START, UNKNOWN]] = -np.inf
+        weights = np.exp((scores - scores.max(1, keepdims=True)) / temperature, dtype=np.float64)
+        weights /= weights.sum(1, keepdims=True)
+        if top_p < 1:
+            ordered = -np.sort(-weights, axis=1)
+            most = np.sum(np.cumsum(ordered, axis=1) < top_p, axis=1)  # and one, the fewest
+            weights[weights < np.take_along_axis(ordered, most[:, None], 1)] = 0
+        sums = np.cumsum(weights, axis=1)
+        sums /= sums[:, -1:]
+        if rng:
+            places = rng.random(len(rows))
+        drawn = np.sum(sums <= places[:, None], axis=1)
+        if t == max_words:
+            drawn[:] = END
+        for row, word, logs in zip(rows.tolist(), drawn.tolist(), scores, strict=True):
+            found[row][0].append(word)
+            found[row][1].append(float(logs[word]))
+        (extended,) = np.nonzero(drawn != END)
+        if not extended.size:
+            break
+        rows, last, places = rows[extended], drawn[extended], places[extended]
+        low, high = (sums[extended, word] for word in (last - 1, last))
+        places = (places - low) / (high - low)  # in the word's part of the interval
+    return found
 
 
 def constrained(
     captioner, limits: Constraints, features, beam_width, length_penalty=LENGTH_PENALTY, n_best=1
 ) -> list[Caption]:
-    """As `caption_features` of the captioner, within `limits`."""
+    """As `search` of the captioner, within `limits`."""
     search = (limits, max(beam_width, n_best), length_penalty, n_best)
     found = (beam_search(captioner.begin(feature), *search) for feature in features)
     return [Caption.from_search(captioner.vocabulary, captions) for captions in found]
 
 
-def sampled(captioner, how, rng, features, **search) -> list[Caption]:
-    """As `caption_features` of the captioner: drawn by `rng` as `caption`'s options, `how`, say."""
-    limits, options = Constraints(captioner.config.max_words), (how.temperature, how.top_p)
-    steps = (captioner.begin(feature) for feature in features)
-    found = (sample(step, limits, how.sample, rng, *options) for step in steps)
+def sampled(captioner, how, rng, features, *search) -> list[Caption]:
+    """As `search` of the captioner: drawn by `rng` as `caption`'s options, `how`, say."""
+    options = (captioner.config.max_words, rng, how.temperature, how.top_p)
+    found = (sample(captioner.begin(feature), how.sample, *options) for feature in features)
     return [Caption.from_search(captioner.vocabulary, captions) for captions in found]

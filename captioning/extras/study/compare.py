@@ -104,7 +104,8 @@ def evaluate_models(options: argparse.Namespace) -> tuple:
     from captioning.evaluation import evaluate
 
     captioners = [Captioner.load(path, names=False) for path in options.models]
-    how = (options.data, options.split, options.beam_width, options.length_penalty)
+    search = (options.beam_width, options.length_penalty, 1, options.consensus)
+    how = (options.data, options.split, *search)
     return captioners, [evaluate(captioner, *how) for captioner in captioners]
 
 
