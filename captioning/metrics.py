@@ -7,7 +7,7 @@ metrics take tokens. On the same tokens they equal pycocoevalcap, which most pap
 import itertools
 import math
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
@@ -168,14 +168,15 @@ class CiderD:
     def _measure(self, captions: Sequence[Tokens]) -> tuple[list, list, dict]:
         """Return the references' lengths, squared norms [reference][n - 1] and n-grams."""
         squared_norms = [[0.0] * LONGEST_NGRAM for _ in captions]
-        occurrences = {}  # n-gram -> pairs (reference, count)
+        occurrences = defaultdict(list)  # n-gram -> pairs (reference, count)
         for reference, caption in enumerate(captions):
             for ngram, count in ngram_counts(caption).items():
                 ngram, weight = self._known.get(ngram) or (ngram, self._unseen)
                 squared_norms[reference][len(ngram) - 1] += count**2 * weight
-                pairs = (*occurrences.get(ngram, ()), (reference, count))
-                occurrences[ngram] = self._shared.setdefault(pairs, pairs)
-        return list(map(len, captions)), squared_norms, occurrences
+                occurrences[ngram].append((reference, count))
+        tuples = {ngram: tuple(pairs) for ngram, pairs in occurrences.items()}
+        shared = {ngram: self._shared.setdefault(pairs, pairs) for ngram, pairs in tuples.items()}
+        return list(map(len, captions)), squared_norms, shared
 
     def scores(self, images: Iterable[int], hypotheses: Iterable[Tokens]) -> np.ndarray:
         """Return the CIDEr-D (0 to 10) of hypotheses, each of an image given by its index."""

@@ -161,9 +161,9 @@ def sample(step: Callable, n: int, max_words: int, rng=None, temperature=1.0, to
     it is probable, fill the interval from 0 to 1; those at `n` even places are taken.
     """
     found, rows, places = [([], []) for _ in range(n)], np.arange(n), (np.arange(n) + 0.5) / n
-    last, extended = [START] * n, [0] * n
+    words, extended, same = np.array([START]), np.array([0]), np.zeros(n, int)
     for t in range(max_words + 1):
-        scores = step(last, extended)  # (rows, V)
+        scores = step(words, extended)  # of captions that differ, (D, V); `same`: which each is
         scores[:, [PAD, START, UNKNOWN]] = -np.inf
         weights = np.exp((scores - scores.max(1, keepdims=True)) / temperature, dtype=np.float64)
         weights /= weights.sum(1, keepdims=True)
@@ -175,18 +175,20 @@ def sample(step: Callable, n: int, max_words: int, rng=None, temperature=1.0, to
         sums /= sums[:, -1:]
         if rng:
             places = rng.random(len(rows))
-        drawn = np.sum(sums <= places[:, None], axis=1)
+        pairs = zip(same, places, strict=True)
+        drawn = np.array([np.searchsorted(sums[i], place, "right") for i, place in pairs])
         if t == max_words:
             drawn[:] = END
-        for row, word, logs in zip(rows.tolist(), drawn.tolist(), scores, strict=True):
+        for row, word, log in zip(rows.tolist(), drawn.tolist(), scores[same, drawn], strict=True):
             found[row][0].append(word)
-            found[row][1].append(float(logs[word]))
-        (extended,) = np.nonzero(drawn != END)
-        if not extended.size:
+            found[row][1].append(float(log))
+        (alive,) = np.nonzero(drawn != END)
+        if not alive.size:
             break
-        rows, last, places = rows[extended], drawn[extended], places[extended]
-        low, high = (sums[extended, word] for word in (last - 1, last))
-        places = (places - low) / (high - low)  # in the word's part of the interval
+        rows, same, drawn = rows[alive], same[alive], drawn[alive]
+        low, high = sums[same, drawn - 1], sums[same, drawn]
+        places = (places[alive] - low) / (high - low)  # in the word's part of the interval
+        (extended, words), same = np.unique([same, drawn], axis=1, return_inverse=True)
     return found
 
 
