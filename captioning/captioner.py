@@ -71,10 +71,8 @@ class Captioner(PhotoCaptioner):
         """Caption images whose features are in `cache`, by their file names."""
         captions = []
         with tqdm(total=len(images), unit=" images", leave=False, disable=None) as progress:
-            rows = cache.rows(images)
-            for start in range(0, len(rows), DECODED_AT_ONCE):
-                batch = rows[start : start + DECODED_AT_ONCE]
-                features = cache.read(batch, self.model.feature_shape)
+            for batch in batched(cache.rows(images), DECODED_AT_ONCE):
+                features = cache.read(np.array(batch), self.model.feature_shape)
                 captions += self.caption_features(features, *search)
                 progress.update(len(batch))
         return [caption.text for caption in captions]

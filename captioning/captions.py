@@ -92,10 +92,9 @@ class PhotoCaptioner:
         `consensus` those of the beam are chosen that agree best with so many other captions.
         """
         if min(beam_width, n_best) < 1 or not 0 <= length_penalty <= MAX_LENGTH_PENALTY:
-            raise InputError(
-                f"beam_width = {beam_width}, n_best = {n_best}, length_penalty = {length_penalty}: "
-                f"expected numbers from 1 up and a penalty from 0 to {MAX_LENGTH_PENALTY:g}"
-            )
+            given = f"{beam_width = }, {n_best = }, {length_penalty = }"
+            limits = f"numbers from 1 up and a penalty from 0 to {MAX_LENGTH_PENALTY:g}"
+            raise InputError(f"{given}: expected {limits}")
         if not consensus:
             return self.search(features, beam_width, length_penalty, n_best)
         if beam_width == 1:

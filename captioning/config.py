@@ -124,10 +124,7 @@ def add_search_options(parser: argparse.ArgumentParser, width: int) -> None:
     widths, penalties = number(int, 1, MAX_BEAM_WIDTH), number(float, 0, MAX_LENGTH_PENALTY)
     text = "unfinished captions kept by beam search; 1 is greedy decoding (default: %(default)s)"
     parser.add_argument("--beam-width", type=widths, default=width, help=text)
-    text = (
-        "length-normalisation exponent for beam search; higher favours longer captions; "
-        "ignored by greedy decoding (default: %(default)s)"
-    )
+    text = "of beam search; higher favours longer captions (default: %(default)s)"
     parser.add_argument("--length-penalty", type=penalties, default=LENGTH_PENALTY, help=text)
     text = "of the beam's captions, take the one that agrees best with N others (0 = the first)"
     most = number(int, 0, MAX_BEAM_WIDTH)

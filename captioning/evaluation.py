@@ -21,9 +21,8 @@ from captioning.metrics import CiderD, scoring_tokens
 from captioning.prepared import Prepared
 
 PROTOCOL = (
-    "raw references, lower-cased, punctuation removed, no start, end or unknown tokens; "
-    "corpus BLEU with the closest reference length; CIDEr-D with document frequencies of the "
-    "split's references; all x 100"
+    "raw references, lower-cased, without punctuation, no start, end or unknown tokens; corpus "
+    "BLEU, closest reference length; CIDEr-D, rarity counted in the split's references; x 100"
 )
 SAME_PICTURE = 4  # bits of 64 by which the hashes of two copies of a picture differ at most
 TYPICAL_CANDIDATES, TYPICAL_IMAGES = 200, 1000  # of the search for the constant caption

@@ -48,12 +48,9 @@ class Reader(NamedTuple):
 
 KARPATHY = "dataset_flickr8k.json"
 read_names = partial(read_lines, "image.jpg", lambda line: (line, ""))
-read_csv = partial(
-    read_lines, 'image,"a caption"', lambda row: next(csv.reader([row], strict=True))
-)
-read_tokens = partial(
-    read_lines, "image.jpg#0, a tab, a caption", partial(re.split, r"#[0-9]+ *\t", maxsplit=1)
-)
+read_csv = partial(read_lines, 'a.jpg,"a caption"', lambda x: next(csv.reader([x], strict=True)))
+split_token_line = partial(re.split, r"#[0-9]+ *\t", maxsplit=1)
+read_tokens = partial(read_lines, "image.jpg#0, a tab, a caption", split_token_line)
 READERS = (
     Reader("Flickr_TextData/Flickr8k.token.txt", "kaggle-nested", KARPATHY, read_tokens),
     Reader("Flickr8k.token.txt", "official", KARPATHY, read_tokens),
