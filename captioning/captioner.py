@@ -69,13 +69,11 @@ class Captioner(PhotoCaptioner):
 
     def caption_cached(self, cache: FeatureCache, images: Sequence[str], *search) -> list[str]:
         """Caption images whose features are in `cache`, by their file names."""
-        captions = []
-        with tqdm(total=len(images), unit=" images", leave=False, disable=None) as progress:
-            for batch in batched(cache.rows(images), DECODED_AT_ONCE):
-                features = cache.read(np.array(batch), self.model.feature_shape)
-                captions += self.caption_features(features, *search)
-                progress.update(len(batch))
-        return [caption.text for caption in captions]
+        rows = tqdm(cache.rows(images), unit=" images", leave=False, disable=None)
+        batches = (np.array(batch) for batch in batched(rows, DECODED_AT_ONCE))
+        features = (cache.read(batch, self.model.feature_shape) for batch in batches)
+        found = (self.caption_features(part, *search) for part in features)
+        return [caption.text for captions in found for caption in captions]
 
     def search(self, features, beam_width, length_penalty, n_best) -> list[Caption]:
         """As `PhotoCaptioner.search`."""

@@ -118,7 +118,8 @@ def _load_application(name: str, size: int, weights: str | None):
     import keras
 
     module_name, class_name, _ = APPLICATIONS[name]
-    socket.setdefaulttimeout(20)  # seconds without a byte of a download
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # seconds without a byte
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
             network = getattr(keras.applications, class_name)(
@@ -128,6 +129,8 @@ def _load_application(name: str, size: int, weights: str | None):
         remedy = "give its .h5 file without classifier (encoder_weights, --encoder), or use "
         problem = f"cannot load the weights of {name} ({reason(error)});\n{remedy}{BUNDLED}"
         raise InputError(f"{weights or name}: {problem}") from None
+    finally:
+        socket.setdefaulttimeout(timeout)
     image = keras.Input((size, size, 3), name="image")
     preprocess = getattr(keras.applications, module_name).preprocess_input
     return keras.Model(image, network(preprocess(image)), name=name)

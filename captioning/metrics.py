@@ -174,8 +174,7 @@ class CiderD:
                 ngram, weight = self._known.get(ngram) or (ngram, self._unseen)
                 squared_norms[reference][len(ngram) - 1] += count**2 * weight
                 occurrences[ngram].append((reference, count))
-        share = self._shared.setdefault
-        shared = {g: share(same := tuple(pairs), same) for g, pairs in occurrences.items()}
+        shared = {g: self._shared.setdefault(s := tuple(p), s) for g, p in occurrences.items()}
         return list(map(len, captions)), squared_norms, shared
 
     def scores(self, images: Iterable[int], hypotheses: Iterable[Tokens]) -> np.ndarray:
