@@ -6,7 +6,6 @@ import html
 import json
 import re
 import time
-from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -16,7 +15,7 @@ from PIL import Image
 
 from captioning.captioner import Captioner
 from captioning.evaluation import evaluate
-from captioning.extras.study.report import CaptionedImage, Report, build_report, write_report
+from captioning.extras.study.report import build_report, write_report
 
 HOSTILE = """
     <script>window.hacked = 1</script> </script><script>window.hacked = 1</script>
@@ -38,36 +37,37 @@ def report(tmp_path):
     attention = np.full((3, 3, 4), 0.01)
     attention[[0, 1, 2], [0, 2, 1], [0, 3, 1]] = 0.9
     references = ["A brown dog is running .", "The T-shirt"]
+    columns = ("name", "path", "caption", "references", "cider_d", "attention")
     images = [
-        CaptionedImage(
-            "10.jpg", tmp_path / "10.png", "a woman walks", ["A lady in a Café ."], 12.3
-        ),
-        CaptionedImage("9.jpg", tmp_path / "9.png", "a dog runs", references, 150.0, attention),
-        CaptionedImage("broken.jpg", tmp_path / "broken.jpg", "a man sits", ["Two men"], 0.0),
-        CaptionedImage("missing.jpg", tmp_path / "missing.jpg", "", ["A hotdog"], 40.0),
+        ("10.jpg", tmp_path / "10.png", "a woman walks", ["A lady in a Café ."], 12.3, None),
+        ("9.jpg", tmp_path / "9.png", "a dog runs", references, 150.0, attention),
+        ("broken.jpg", tmp_path / "broken.jpg", "a man sits", ["Two men"], 0.0, None),
+        ("missing.jpg", tmp_path / "missing.jpg", "", ["A hotdog"], 40.0, None),
     ]
+    images = [dict(zip(columns, image, strict=True), other_caption=None) for image in images]
     rows = {"this model": {"BLEU-4": 20.04, "CIDEr-D": 50.06}, "floor": {"CIDEr-D": 5.5}}
     diversity = {"vocabulary": 1234, "distinct": 0.625, "copied": 0.0, "length": 9.71}
-    return Report("Captions of dev", {"split": "dev"}, rows, diversity, HISTORY, images)
+    report = {"title": "Captions of dev", "facts": {"split": "dev"}, "images": images}
+    return report | {"rows": rows, "diversity": diversity, "history": HISTORY}
 
 
 @pytest.fixture
 def compared(report):
     """The same report with the captions of another model."""
     others = [("a lady", 52.3), ('a red dog, "runs"', 100.0), ("a man", 0.0), ("cat", 20.0)]
-    pairs = zip(report.images, others, strict=True)
-    images = [replace(i, other_caption=text, other_cider_d=score) for i, (text, score) in pairs]
-    return replace(report, images=images)
+    pairs = zip(report["images"], others, strict=True)
+    images = [i | {"other_caption": text, "other_cider_d": score} for i, (text, score) in pairs]
+    return report | {"images": images}
 
 
 def hostile(report, text):
     """Put `text` wherever the caller's words go."""
-    one = replace(report.images[1], image=text, caption=text, references=[text, text])
-    one = replace(one, attention=np.ones((len(text.split()), 3, 4)), other_caption=text)
-    images = [one, replace(one, attention=None), replace(one, path=one.path / "none")]
-    images = [replace(image, other_cider_d=1.0) for image in images]
+    one = report["images"][1] | {"name": text, "caption": text, "references": [text, text]}
+    one |= {"attention": np.ones((len(text.split()), 3, 4)), "other_caption": text}
+    one["other_cider_d"] = 1.0
+    images = [one, one | {"attention": None}, one | {"path": one["path"] / "none"}]
     rows = {text: {"CIDEr-D": 1.0, text: 2.0}}
-    return replace(report, title=text, facts={text: text}, rows=rows, images=images)
+    return report | {"title": text, "facts": {text: text}, "rows": rows, "images": images}
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_scores_curves_and_sizes_of_pictures(report, write):
     assert page.count("4 pictures with") == page.count("CIDEr-D 0 to 20: 2 images") == 1
     assert page.count(" per epoch") == 3
     assert "style=" not in page.partition("</style>")[2]  # the page's policy forbids it
-    assert "Training" not in write(replace(report, history=[]))
+    assert "Training" not in write(report | {"history": []})
     shapes = []
     for data in re.findall('data:image/jpeg;base64,([^"]*)', page):
         with Image.open(BytesIO(base64.b64decode(data))) as picture:
@@ -122,12 +122,11 @@ def test_a_report_is_built_of_two_evaluations(tiny_prepared, tiny_grid_checkpoin
     captioner = Captioner.load(tiny_grid_checkpoint)
     one, two = (evaluate(captioner, tiny_prepared, "dev", width, 0.7) for width in (1, 2))
     report = build_report(one, {}, captioner, two)
-    assert list(report.rows)[:2] == ["this model", "other model"]
-    assert [image.other_caption for image in report.images] == two.captions
-    for image in report.images:
-        assert len(image.caption.split()) == (
-            0 if image.attention is None else len(image.attention)
-        )
+    assert list(report["rows"])[:2] == ["this model", "other model"]
+    assert [image["other_caption"] for image in report["images"]] == two.captions
+    for image in report["images"]:
+        maps = image["attention"]
+        assert len(image["caption"].split()) == (0 if maps is None else len(maps))
 
 
 @pytest.fixture
@@ -255,9 +254,10 @@ def test_browser_runs_nothing_foreign_and_asks_for_nothing(report, show):
 
 def test_browser_needs_no_sideways_scrolling_on_a_phone(compared, show):
     endless = "x" * 200
-    long = replace(compared.images[1], image=endless, caption=f"{endless} a b")
-    images = [*compared.images, replace(long, references=[endless], other_caption=endless)]
-    browser = show(replace(compared, title=endless, facts={"model": endless}, images=images), 360)
+    long = compared["images"][1] | {"name": endless, "caption": f"{endless} a b"}
+    images = [*compared["images"], long | {"references": [endless], "other_caption": endless}]
+    report = compared | {"title": endless, "facts": {"model": endless}, "images": images}
+    browser = show(report, 360)
     script = """
         for (const details of document.querySelectorAll("details")) details.open = true;
         return Array.from(document.body.querySelectorAll("*"))

@@ -6,7 +6,6 @@ photographs take about twenty seconds and 30 MB.
 """
 
 import base64
-import dataclasses
 import io
 import os
 import secrets
@@ -28,34 +27,11 @@ PICTURE_SIZE = 448  # pixels of the longer side; smaller originals keep their si
 PICTURE_QUALITY = 65  # of JPEG: about 25 KB per picture
 
 
-@dataclasses.dataclass(frozen=True)
-class CaptionedImage:
-    """One image of the split with its caption; CIDEr-D x 100."""
+def build_report(result: Evaluation, facts: dict[str, str], captioner, other=None) -> dict:
+    """What the page shows of `result`, beside an `other` model's Evaluation.
 
-    image: str  # file name
-    path: Path  # a placeholder is shown if it is missing or damaged
-    caption: str
-    references: Sequence[str]
-    cider_d: float
-    attention: np.ndarray | None = None  # float (words of the caption, rows, columns)
-    other_caption: str | None = None  # of another model, to compare with
-    other_cider_d: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """The content of the page."""
-
-    title: str
-    facts: dict[str, str]  # how the scores were measured: split, model, decoding etc.
-    rows: dict[str, dict[str, float]]  # the model and its baselines -> scores x 100
-    diversity: dict[str, float]  # see `captioning.metrics.diversity`
-    history: Sequence[dict]  # one row per epoch; may be empty
-    images: Sequence[CaptionedImage]
-
-
-def build_report(result: Evaluation, facts: dict[str, str], captioner, other=None) -> Report:
-    """Collect what the page shows of `result`, beside an `other` model's Evaluation."""
+    An image's `attention` is float (words of the caption, rows, columns), or None.
+    """
     rows, others = {"this model": result.scores}, {}
     if other:
         rows["other model"] = other.scores
@@ -64,33 +40,34 @@ def build_report(result: Evaluation, facts: dict[str, str], captioner, other=Non
     images = []
     columns = (result.images, result.captions, result.references, 100 * result.statistics[:, -1])
     for name, caption, references, cider_d in zip(*columns, strict=True):
-        attention = None
+        image = {"name": name, "path": result.prepared.image_folder / name, "caption": caption}
+        image |= {"references": references, "cider_d": cider_d, "attention": None}
+        image["other_caption"], image["other_cider_d"] = others.get(name, (None, None))
         if captioner.has_attention and caption:
             row = result.cache.rows([name])
             features = result.cache.read(row, captioner.model.feature_shape)
-            (attention,) = captioner.attention(features, [caption])
-        shown = (name, result.prepared.image_folder / name, caption, references, cider_d, attention)
-        images.append(CaptionedImage(*shown, *others.get(name, ())))
-    title = f"Captions of the {result.split} split"
-    history = captioner.checkpoint.facts.get("history", [])
-    return Report(title, facts, rows | result.rows, result.diversity, history, images)
+            (image["attention"],) = captioner.attention(features, [caption])
+        images.append(image)
+    report = {"title": f"Captions of the {result.split} split", "facts": facts, "images": images}
+    report |= {"rows": rows | result.rows, "diversity": result.diversity}
+    return report | {"history": captioner.checkpoint.facts.get("history", [])}
 
 
-def write_report(path: str | os.PathLike, report: Report) -> None:
+def write_report(path: str | os.PathLike, report: dict) -> None:
     """Write `report` as one self-contained HTML page, or InputError if that is impossible."""
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    images = sorted(report.images, key=lambda image: (-image.cider_d, image.image))
-    cider_d = [image.cider_d for image in images]
+    images = sorted(report["images"], key=lambda image: (-image["cider_d"], image["name"]))
+    cider_d = [image["cider_d"] for image in images]
     ticks = MaxNLocator(12, steps=[1, 2, 5, 10])
     edges = ticks.tick_values(0, max(20, np.percentile(cider_d, 98)))[:-1]  # the last bin is open
     bins = np.digitize(cider_d, edges[1:])
-    metrics = dict.fromkeys(name for scores in report.rows.values() for name in scores)
+    metrics = dict.fromkeys(name for scores in report["rows"].values() for name in scores)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(source).render(
         report=report,
         nonce=secrets.token_hex(16),  # texts of others cannot know it
         metrics=sorted(metrics, key=lambda name: name != "CIDEr-D"),
-        charts={panel[0]: _chart(panel, report.history) for panel in PANELS if report.history},
+        charts=report["history"] and {p[0]: _chart(p, report["history"]) for p in PANELS},
         edges=edges.tolist(),
         counts=np.bincount(bins, minlength=len(edges)).tolist(),
         cards=zip(images, bins.tolist(), map(_picture, images), strict=True),
@@ -107,16 +84,15 @@ def _chart(panel: tuple[str, str, dict], history: Sequence[dict]) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def _picture(image: CaptionedImage) -> dict | None:
-    """Encode the image file as JPEG, or return None if it cannot be read."""
+def _picture(image: dict) -> str:
+    """The image file as JPEG, in Base64; "" if it cannot be read."""
     try:
-        picture = Image.fromarray(load_thumbnail(image.path, PICTURE_SIZE))
+        picture = Image.fromarray(load_thumbnail(image["path"], PICTURE_SIZE))
     except InputError:
-        return None
+        return ""
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=PICTURE_QUALITY, optimize=True)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return {"data": data, "width": picture.width, "height": picture.height}
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 def _pack(maps: np.ndarray) -> str:
