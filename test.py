@@ -122,7 +122,7 @@ def score_split(captioner, options: argparse.Namespace) -> int:
         "protocol": PROTOCOL,
     }
     if options.names:
-        facts["names"] = f"given to {captioner.caption_features.named} captions"
+        facts["names"] = f"given to {captioner.named} captions"
     if result.floor:
         facts["constant caption"] = result.floor
     if options.report:

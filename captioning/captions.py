@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +94,7 @@ class PhotoCaptioner:
         """
         if min(beam_width, n_best) < 1 or not 0 <= length_penalty <= MAX_LENGTH_PENALTY:
             given = f"{beam_width = }, {n_best = }, {length_penalty = }"
-            limits = f"numbers from 1 up and a penalty from 0 to {MAX_LENGTH_PENALTY:g}"
-            raise InputError(f"{given}: expected {limits}")
+            raise InputError(f"{given}: expected 1 or more, penalty 0 to {MAX_LENGTH_PENALTY:g}")
         if not consensus:
             return self.search(features, beam_width, length_penalty, n_best)
         if beam_width == 1:
@@ -122,10 +122,10 @@ class PhotoCaptioner:
         return maps
 
     def with_names(self):
-        """Let `caption_features` give the right names; returns the captioner."""
-        from captioning.extras.serve.names import Namer
+        """Let `caption_features` give the right names, `named` of them; returns the captioner."""
+        from captioning.extras.serve.names import named
 
-        self.caption_features = Namer(self)
+        self.named, self.caption_features = 0, partial(named, self, self.caption_features)
         return self
 
     def caption(

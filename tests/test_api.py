@@ -116,7 +116,7 @@ def test_threads_may_share_a_captioner(captioner):
 
 @pytest.mark.parametrize("search", [(0, 0.7), (-1, 0.7), (2, -1), (2, 11), (2, float("nan"))])
 def test_the_search_has_bounds(captioner, search):
-    with pytest.raises(InputError, match="expected numbers from 1 up and a penalty from 0 to 10"):
+    with pytest.raises(InputError, match="expected 1 or more, penalty 0 to 10"):
         captioner.caption(PIXELS, beam_width=search[0], length_penalty=search[1])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captioning.captions import LIGHT, Caption
+from captioning.captions import LIGHT, Caption, PhotoCaptioner
 from captioning.config import Config
 from captioning.encoders import BUNDLED
 from captioning.extras.serve import names
@@ -20,7 +20,7 @@ PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "data/names/photographs"
 INVERSE = np.linalg.pinv(KERNEL.T.astype(float))
 
 
-class Scripted:
+class Scripted(PhotoCaptioner):
     """Says `sentence`, whatever the picture; a word of it can give way to any other."""
 
     encoder_name, source, config = BUNDLED, "", Config(max_words=12)
@@ -58,7 +58,8 @@ def picture(**probabilities):
 
 
 def named(sentence, others=0.02, **probabilities):
-    (caption,) = names.Namer(Scripted(sentence, others))(picture(**probabilities)[None])
+    captioner = Scripted(sentence, others).with_names()
+    (caption,) = captioner.caption_features(picture(**probabilities)[None])
     assert len(caption.probabilities) == len(caption.words) + 1
     assert caption.text.split() == list(caption.words)
     return caption
@@ -114,9 +115,8 @@ def test_names_are_given_with_the_bundled_cnn_and_english_words_alone():
     ):
         captioner = Scripted("a dog is on a grass")
         vars(captioner).update(change)
-        namer = names.Namer(captioner)
-        texts = [caption.text for caption in namer(features)]
-        assert texts.count("a koala is on a grass") == count == namer.named
+        texts = [caption.text for caption in captioner.with_names().caption_features(features)]
+        assert texts.count("a koala is on a grass") == count == captioner.named
 
 
 def test_what_the_captioner_has_never_seen_is_a_guess_or_named_alone(monkeypatch):
@@ -148,5 +148,4 @@ def test_training_pictures_are_familiar_and_noise_is_not():
     captioner = LightCaptioner(LIGHT)
     noise = np.random.default_rng(0).integers(0, 256, (260, 260, 3), dtype=np.uint8)
     assert names.familiarity(captioner.encode([noise])[0]) < names.STRANGE
-    _, centroids = names.training_images()
-    assert names.familiarity(7 * centroids[3]) > 1
+    assert names.familiarity(7 * names.training_images()[3]) > 1

@@ -65,11 +65,11 @@ def classifier() -> tuple[np.ndarray, np.ndarray, list[dict]]:
 
 
 @functools.cache
-def training_images() -> tuple[dict, np.ndarray]:
-    """Header and centroids (256, C) of what data/pretrained/pack.py writes."""
+def training_images() -> np.ndarray:
+    """Centroids (256, C), of such length that their products with a direction are `familiarity`."""
     header, tensors = read_tensors(FAMILIAR, "data/pretrained/pack.py")
     centroids = tensors["centroids"].astype(np.float32)
-    return header, centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
+    return centroids / np.linalg.norm(centroids, axis=1, keepdims=True) / header["similarity"]
 
 
 @functools.cache
@@ -89,8 +89,7 @@ def recognise(feature: np.ndarray) -> list[Thing]:
     """The things in a picture, by its features (P, C) or (C,); the most probable first."""
     kernel, bias, classes = classifier()
     pooled = feature.reshape(-1, len(kernel)).mean(0, np.float32)
-    parts = np.array_split(kernel, 8, axis=1)  # a copy in float32 takes 5 MB
-    logits = np.concatenate([pooled @ part.astype(np.float32) for part in parts]) + bias
+    logits = pooled @ kernel.astype(np.float32) + bias
     exponentials, sums = np.exp(logits - logits.max()), defaultdict(float)
     for row, part in zip(classes, (exponentials / exponentials.sum()).tolist(), strict=True):
         sums[row["word"], row["plural"], row["kind"]] += part
@@ -102,27 +101,19 @@ def familiarity(feature: np.ndarray) -> float:
 
     The cosine similarity to the nearest centroid; 1 is what 99 % of the dev images have at least.
     """
-    header, centroids = training_images()
-    pooled = feature.reshape(-1, centroids.shape[1]).mean(0, np.float32)
-    return float((centroids @ pooled).max() / np.linalg.norm(pooled) / header["similarity"])
+    pooled = feature.reshape(-1, feature.shape[-1]).mean(0, np.float32)
+    return float((training_images() @ pooled).max() / np.linalg.norm(pooled))
 
 
-class Namer:
-    """`caption_features` of a captioner, with the right names if the bundled CNN is its encoder."""
-
-    def __init__(self, captioner: PhotoCaptioner):
-        self._captioner, self._find, self.named = captioner, captioner.caption_features, 0
-        has_english = ENGLISH.issubset(captioner.vocabulary.words)
-        self._is_usable = captioner.encoder_name == BUNDLED and has_english
-
-    def __call__(self, features: np.ndarray, *search, **options) -> list[Caption]:
-        """As `PhotoCaptioner.caption_features`; `named` counts the names that were given."""
-        captions = self._find(features, *search, **options)
-        if self._is_usable:
-            pairs = zip(features, captions, strict=True)
-            captions = [name(self._captioner, feature, caption) for feature, caption in pairs]
-            self.named += sum(bool(caption.naming["name"]) for caption in captions)
+def named(captioner: PhotoCaptioner, find, features: np.ndarray, *search, **options):
+    """As `find`, its `caption_features`, with the right names if the bundled CNN is its encoder."""
+    captions = find(features, *search, **options)
+    if captioner.encoder_name != BUNDLED or not ENGLISH.issubset(captioner.vocabulary.words):
         return captions
+    pairs = zip(features, captions, strict=True)
+    captions = [name(captioner, feature, caption) for feature, caption in pairs]
+    captioner.named += sum(bool(caption.naming["name"]) for caption in captions)
+    return captions
 
 
 def name(captioner: PhotoCaptioner, feature: np.ndarray, caption: Caption) -> Caption:
