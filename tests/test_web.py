@@ -49,7 +49,8 @@ class FakeCaptioner:
         probabilities = (0.9, 0.5, 0.25, 0.1, 0.5)
         others = [(*words[:2], f"choice{n}") for n in range(1, n_best)] if len(words) > 3 else []
         found = [Caption(" ".join(w), w, probabilities[: len(w) + 1]) for w in (words, *others)]
-        return [dataclasses.replace(found[0], alternatives=tuple(found[1:]))]
+        naming = {"name": "", "recognised": {"lamp": 0.512}, "guess": len(words) > 3}
+        return [dataclasses.replace(found[0], alternatives=tuple(found[1:]), naming=naming)]
 
     def attention(self, features, captions):
         maps = np.full((len(captions[0].split()), 2, 2), 0.1)
@@ -85,7 +86,7 @@ class Client:
 
 @contextlib.contextmanager
 def serving(captioner):
-    server = web.make_server(web.make_app(captioner, "fake.safetensors"))
+    server = web.make_server(captioner, "fake.safetensors")
     with web.listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -263,6 +264,8 @@ def test_browser_several_files_become_cards_that_stay(page, tmp_path):
     find(page, "summary").click()
     assert other.text == "a bright choice1"
     assert texts(page, "details .facts")[0] == "Alternative: confidence 33 %"
+    seen, (first, guess, last) = "Recognised: lamp 51 %.", texts(page, "p.note:not(.facts)")[-3:]
+    assert first == last == seen and guess.startswith("Unlike what the captioner has seen")
     assert texts(page, ".error") == ["not a picture in a format that Pillow reads"]
     choose(page, tmp_path, huge=bytes(web.MAX_BYTES + 1))
     wait_for(page, "Done: 2 captioned, 2 failed")

@@ -1,8 +1,4 @@
-"""The log of a training run for TensorBoard: curves, sample captions, word vectors.
-
-python train.py --tensorboard logs
-tensorboard --logdir logs
-"""
+"""The log of a training run for TensorBoard: curves, sample captions, word vectors."""
 
 from pathlib import Path
 

@@ -1,14 +1,10 @@
-"""A web page that captions photographs.
-
-    python -m captioning web
-    python -m captioning web --port 9000 --model weights/best.safetensors
+"""A web page that captions photographs: `python -m captioning web`.
 
     GET  /         the page, with /page.css, /page.js and /examples/NAME
     POST /caption  the bytes of an image file -> JSON, see `describe`; errors are lines of text
 
-The page has no login, and photographs are never written to disk. Every web page that is open in a
-browser can send requests to this computer. So requests from other pages and for unknown host names
-are rejected, and a body is read up to a size limit.
+Every web page that is open in a browser can send requests to this computer. So requests from other
+pages and for unknown host names are rejected, and a body is read up to a size limit.
 """
 
 import argparse
@@ -63,7 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "address to listen on; 0.0.0.0 lets other computers in (default: %(default)s)"
     add("--host", default="127.0.0.1", help=text)
     add("--model", metavar="FILE", help="a checkpoint or .tflite file (default: the shipped one)")
-    add("--encoder", metavar="FILE", help="the model's encoder, if it is not found by its name")
 
 
 def main(options: argparse.Namespace) -> None:
@@ -71,11 +66,10 @@ def main(options: argparse.Namespace) -> None:
     with listen(options.host, options.port) as listener:  # fails before the model is loaded
         if options.host not in LOCAL:
             log(f"warning: everyone who can reach {options.host} can use the page; it has no login")
-        default = None if options.encoder else LIGHT
-        captioner = load_captioner(options.model or default, encoder=options.encoder)
+        captioner = load_captioner(options.model or LIGHT)
         describe(captioner, Image.new("RGB", (64, 64)))  # compiles the search if it is Keras'
         model = Path(options.model).name if options.model else "the pretrained captioner"
-        server = make_server(make_app(captioner, model, options.host))
+        server = make_server(captioner, model, options.host)
         host = socket.gethostname() if options.host in ANY else options.host
         host = f"[{host}]" if ":" in host else host
         log(f"Open http://{host}:{listener.getsockname()[1]}/ in a browser. Ctrl-C stops it.")
@@ -92,8 +86,11 @@ def listen(host: str, port: int) -> socket.socket:
         raise InputError(f"{problem}; choose another --port or --host") from None
 
 
-def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1") -> Starlette:
-    """The page, for requests to this computer or to `host`; one thread at a time captions."""
+def make_server(captioner: PhotoCaptioner, model_name: str, host="127.0.0.1") -> uvicorn.Server:
+    """The page, for requests to this computer or to `host`; one thread at a time captions.
+
+    The server logs warnings alone; `run([socket])` returns after Ctrl-C.
+    """
     host_names = {"localhost", host.lower(), socket.gethostname().lower()}
     photographs = [p for p in sorted(shipped("images").glob("*.jpg")) if p.stem != "captioned"]
     files = {f"/{name}": FOLDER / name for name in ("page.css", "page.js")}
@@ -128,7 +125,7 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
         response.headers.update(HEADERS)
         return response
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", lambda _: Response(page, media_type="text/html")),
             Route("/caption", caption, methods=["POST"], max_body_size=MAX_BYTES),
@@ -137,10 +134,12 @@ def make_app(captioner: PhotoCaptioner, model_name: str, host: str = "127.0.0.1"
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
         exception_handlers=dict.fromkeys((InputError, ClientDisconnect, TimeoutError), reject),
     )
+    limits = {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": STOP_SECONDS}
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", **limits))
 
 
 def describe(captioner: PhotoCaptioner, photograph: Photograph) -> dict:
-    """Caption a photograph; JSON-ready, with the beam's next best as `alternatives` and a `note`.
+    """Caption a photograph; JSON-ready, with the beam's next best as `alternatives`.
 
     With attention each caption has `maps`: per word rows of 0..255, 255 where the model looked
     most. InputError: no picture.
@@ -155,12 +154,7 @@ def describe(captioner: PhotoCaptioner, photograph: Photograph) -> dict:
             scaled = 255 * maps / maps.max(axis=(1, 2), keepdims=True)
             answer["maps"] = scaled.round().astype(int).tolist()
         answers.append(answer)
-    naming = best.naming or {"recognised": {}, "guess": False}
-    seen = ", ".join(f"{word} {100 * p:.0f} %" for word, p in naming["recognised"].items())
-    note = f"Recognised: {seen}. " if seen else ""
-    if naming["guess"]:
-        note += "Unlike what the captioner has seen: the caption is a guess."
-    return {**answers[0], "alternatives": answers[1:], "note": note}
+    return answers[0] | {"alternatives": answers[1:]}
 
 
 def is_known(host: str, names: set[str]) -> bool:
@@ -177,9 +171,3 @@ async def reject(request: Request, error: Exception) -> Response:
     if isinstance(error, TimeoutError):
         return PlainTextResponse(f"not received within {BODY_SECONDS} s", 408)
     return PlainTextResponse(str(error).removeprefix("the picture: "), 422)
-
-
-def make_server(app: Starlette) -> uvicorn.Server:
-    """A server that logs warnings alone; `run([socket])` returns after Ctrl-C."""
-    settings = {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": STOP_SECONDS}
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", **settings))

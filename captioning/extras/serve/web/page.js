@@ -79,13 +79,15 @@ async function ask(file) {
 }
 
 function display(card) {
-  const { words, alternatives = [], note, error } = card.result;
+  const { words, alternatives = [], recognised = {}, guess, error } = card.result;
   const lines = words ? captionElements(card.result, "Confidence") : [];
   if (alternatives.length) {
     const more = alternatives.flatMap((caption) => captionElements(caption, "Alternative: confidence", "other"));
     lines.push(create("details", "", create("summary", "note", "Alternatives"), ...more));
   }
-  if (note) lines.push(create("p", "note", note));
+  const seen = Object.entries(recognised).map(([word, probability]) => `${word} ${percent(probability)}`);
+  if (seen.length) lines.push(create("p", "note", `Recognised: ${seen.join(", ")}.`));
+  if (guess) lines.push(create("p", "note", "Unlike what the captioner has seen: the caption is a guess."));
   if (error) lines.push(create("p", "error", error));
   card.element.classList.remove("waiting");
   card.element.querySelector(".captions").replaceChildren(...lines);
