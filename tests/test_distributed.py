@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from captioning.checkpoint import Checkpoint
-from captioning.extras.scale.distributed import _part
+from captioning.extras.scale.distributed import Devices
 from captioning.files import read_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -217,7 +218,8 @@ def test_settings_that_differ_are_named(start_workers, tmp_path):
 
 @pytest.mark.parametrize("images", range(5))
 def test_parts_make_up_the_whole(images):
-    parts = [_part(images, which, 3) for which in range(3)]
+    workers = [SimpleNamespace(_worker=which, _workers=3) for which in range(3)]
+    parts = [Devices.part(worker, images) for worker in workers]
     assert [n for part in parts for n in range(images)[part]] == list(range(images))
     sizes = [part.stop - part.start for part in parts]
     assert max(sizes) - min(sizes) <= 1

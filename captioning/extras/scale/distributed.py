@@ -37,17 +37,11 @@ class Devices:
         self._replicas = strategy.num_replicas_in_sync // workers  # in this process
         self._settings, self.is_chief = settings, worker == 0
 
-        def add(values):
-            mine = values if self._replica() == 0 else tf.zeros_like(values)
-            return tf.distribute.get_replica_context().all_reduce("SUM", mine * 1.0)
-
-        spec = tf.TensorSpec((None,), tf.float64)
-        self._add = tf.function(lambda value: strategy.run(add, (value,)), [spec], autograph=False)
-
-    def _replica(self) -> int:
-        """Within a replica: which of this process's it is."""
-        everywhere = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return int(tf.get_static_value(everywhere)) - self._worker * self._replicas
+    def _replica(self, context: tf.distribute.ReplicaContext | None = None) -> int:
+        """Which of this process's replicas a context is; None: the one that is running."""
+        context = context or tf.distribute.get_replica_context()
+        everywhere = tf.get_static_value(context.replica_id_in_sync_group)
+        return int(everywhere) - self._worker * self._replicas
 
     @contextlib.contextmanager
     def training(self, output):
@@ -65,7 +59,8 @@ class Devices:
 
     def part(self, images: int) -> slice:
         """Which images of a batch this process computes; none if there are fewer than workers."""
-        return _part(images, self._worker, self._workers)
+        first, end = (images * n // self._workers for n in (self._worker, self._worker + 1))
+        return slice(first, end)
 
     def run(self, step, signature: list):
         """Compile a step, a function of the arrays of this process's part of a batch."""
@@ -83,7 +78,7 @@ class Devices:
             parts = []
             for number in range(self._replicas):
                 for array in batch:
-                    part = array[_part(len(array), number, self._replicas)]
+                    part = np.array_split(array, self._replicas)[number]
                     no_words = np.zeros((1, *array.shape[1:]), array.dtype)  # one image's
                     parts.append(part if len(part) else no_words)
             return tf.nest.map_structure(self._first, compiled(*parts))
@@ -95,8 +90,12 @@ class Devices:
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         """The sum of an array over all processes."""
-        total = self._first(self._add(values.astype(np.float64).ravel()))
-        return total.numpy().reshape(values.shape)
+
+        def mine(context):
+            return tf.constant(values * (self._replica(context) == 0), tf.float64)
+
+        parts = self._strategy.experimental_distribute_values_from_function(mine)
+        return self._strategy.reduce("SUM", parts, axis=None).numpy()
 
     def from_chief(self, compute):
         """The result of `compute`, which only the chief calls; JSON-ready."""
@@ -158,8 +157,3 @@ def _wait_for_workers() -> tf.distribute.MultiWorkerMirroredStrategy:
     signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # TensorFlow ignores it, job managers use it
     return strategy
-
-
-def _part(count: int, which: int, of: int) -> slice:
-    """Part `which` of `count` things shared by `of`; sizes differ by one at most."""
-    return slice(count * which // of, count * (which + 1) // of)
