@@ -11,7 +11,7 @@ from captioning import metrics
 from captioning.__main__ import main
 from captioning.errors import InputError
 from captioning.evaluation import Evaluation
-from captioning.extras.study.bootstrap import bootstrap, interval
+from captioning.extras.study.bootstrap import bootstrap, intervals
 from captioning.extras.study.coco import write_results
 from captioning.extras.study.compare import compare, in_words
 
@@ -56,7 +56,7 @@ def test_the_bootstrap_scores_resamples_of_the_images():
 def test_an_interval_is_that_of_the_normal_distribution_for_a_mean():
     references, captions = corpus(images=400)
     sums = metrics.statistics(references, captions)
-    low, high = interval(bootstrap(sums)["ROUGE-L"])
+    low, high = intervals(sums)["ROUGE-L"]
     values = 100 * sums[:, -2]
     error = 1.96 * values.std() / np.sqrt(len(values))
     assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.3)
@@ -89,8 +89,6 @@ def test_models_are_compared_on_the_images_that_both_were_scored_on():
     found = compare(first, second)
     assert found.images == ["2.jpg", "3.jpg"]
     assert found.scores[0] == found.scores[1] == metrics.score(references[2:4], captions[2:4])
-    with pytest.raises(InputError, match="no image was scored with both"):
-        compare(first, evaluation(references[4:], captions[4:], names[4:]))
 
 
 @pytest.fixture(scope="module")

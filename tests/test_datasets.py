@@ -157,7 +157,7 @@ def test_flickr30k_with_its_broken_row(tmp_path):
     write(tmp_path / "results.csv", rows)
     data = read_dataset(tmp_path)
     assert data.captions == {"00.jpg": CAPTIONS["00.jpg"], "01.jpg": ["a|b , c"]}
-    expected = "expected image.jpg| 0| a caption; got "
+    expected = "expected a.jpg| 0| a caption; got "
     assert data.problems == [f"results.csv, line 7: {expected}{broken[:40]!r}"]
     assert data.summary == {"broken rows (skipped)": 1, "empty captions (skipped)": 1}
 
@@ -308,7 +308,7 @@ OUTSIDE = "none of its captions belongs"
         (
             "results.csv",
             "image_name| n| comment\na.jpg| 4   A",
-            r"line 2: expected image\.jpg\| 0\|",
+            r"line 2: expected a\.jpg\| 0\|",
         ),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_target_that_holds_or_is_something_else_is_left_alone(server, tmp_path
         (tmp_path / mine).write_text("mine")
     with pytest.raises(InputError):
         command("--to", tmp_path / "new", "--from", f"{server.url}/elsewhere")
-    assert list((tmp_path / "new.part").iterdir()) == [tmp_path / "new.part" / "mine.zip"]
+    assert (tmp_path / "new.part" / "mine.zip").read_text() == "mine"
     shutil.rmtree(tmp_path / "new.part")
     server.requests.clear()
     for target, said in ((tmp_path, "no data set"), (tmp_path / "mine.txt" / "x", "be written")):
@@ -292,16 +292,20 @@ def changed(offset_from, offset):
 
 
 UNSOUND = {
-    "parent": (zipped({"ok": "1", "../../evil": "x"}), "leads outside"),
-    "absolute": (zipped({"/evil": "x"}), "leads outside"),
-    "backslash": (zipped({"..\\evil": "x"}), "leads outside"),
-    "drive": (zipped({"C:evil": "x"}), "leads outside"),
     "bomb": (zipped({"zeros": bytes(20_000_000)}), "unpacks to 20,000,000 bytes"),
     "lying bomb": (lying_bomb(), "Bad CRC-32"),
     "damaged": (changed(b"image.jpg", 5000), "Bad CRC-32"),
     "page": (b"<html>Sign in to this network</html>", "not a zip file"),
     "encrypted": (changed(b"PK\x01\x02", 8), "encrypted"),
 }
+
+
+def test_members_that_lead_outside_are_unpacked_inside(tmp_path):
+    evil = ["../../evil", "/evil", "..\\evil", "C:evil"]
+    (tmp_path / "a.zip").write_bytes(zipped(dict.fromkeys(evil, "x")))
+    download.unpack(tmp_path / "a.zip", tmp_path / "deep" / "inside")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "deep"}
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == {"inside"}
 
 
 @pytest.mark.parametrize("name", UNSOUND)
@@ -315,7 +319,6 @@ def test_an_unsound_archive_leaves_nothing_and_is_not_in_the_way(
     with pytest.raises(InputError, match=f"Flickr8k_Dataset.zip: not used and removed: .*{reason}"):
         download_flickr8k(target, server.url)
     assert not target.exists()
-    assert not list(tmp_path.rglob("evil"))
     server.files["/Flickr8k_Dataset.zip"] = sound
     download_flickr8k(target, server.url)
     assert len(read_dataset(target).captions) == 3

@@ -86,9 +86,7 @@ def _load(path: Path, *lists: str) -> dict[str, list]:
 
 FLICKR8K, FLICKR30K, COCO = (f"dataset_{name}.json" for name in ("flickr8k", "flickr30k", "coco"))
 read_json_lines = partial(read_lines, '{"image": "a.jpg", "caption": "..."}', parse_json)
-read_bars = partial(
-    read_lines, "image.jpg| 0| a caption", partial(re.split, r"\|[^|]*\|", maxsplit=1)
-)
+read_bars = partial(read_lines, "a.jpg| 0| a caption", partial(re.split, r"\|[^|]*\|", maxsplit=1))
 READERS = (
     Reader("results_20130124.token", "flickr30k", FLICKR30K, read_tokens),
     Reader("results.csv", "flickr30k-csv", FLICKR30K, read_bars),

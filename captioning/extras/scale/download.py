@@ -5,7 +5,6 @@ folder itself appears in one rename, when both archives are complete, checked an
 """
 
 import argparse
-import contextlib
 import hashlib
 import shutil
 import struct
@@ -19,7 +18,6 @@ from tqdm import tqdm
 
 from captioning.datasets import read_dataset
 from captioning.errors import InputError, log, reason
-from captioning.extras.data.layouts import leads_outside
 from captioning.files import locked, write_error
 
 SOURCE = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k/"
@@ -77,12 +75,8 @@ def download_flickr8k(folder: Path, source: str = SOURCE) -> None:
                 for name in ARCHIVES:
                     (work / name).unlink()
             finally:
-                for part in (work / f"{name}.part" for name in ARCHIVES):
-                    if part.exists() and not part.stat().st_size:
-                        part.unlink()
-                (work / ".lock").unlink()
-                with contextlib.suppress(OSError):  # not empty: what has arrived stays
-                    work.rmdir()
+                if not any(path.stat().st_size for path in work.iterdir()):  # nothing has arrived
+                    shutil.rmtree(work)
     except OSError as error:
         raise write_error(folder, error, NEEDED_BYTES) from error
 
@@ -120,10 +114,8 @@ def _transfer(session: requests.Session, url: str, part: Path) -> None:
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
         content_range = response.headers.get("Content-Range", "")
         if response.status_code == requests.codes.requested_range_not_satisfiable:
-            if content_range == f"bytes */{present}":
-                return  # it was complete
             part.write_bytes(b"")
-            raise requests.ConnectionError("the server has another file than before")
+            raise requests.ConnectionError("nothing is left to send, or it is another file")
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
             present = 0
@@ -144,14 +136,12 @@ def unpack(path: Path, folder: Path, md5: str = "") -> None:
         if md5 and found.hexdigest() != md5:
             raise ValueError(f"MD5 sum {found.hexdigest()}, expected {md5}")
         with zipfile.ZipFile(path) as archive:
-            if outside := [name for name in archive.namelist() if leads_outside(name)]:
-                raise ValueError(f"its member {outside[0]!r} leads outside the folder")
             size = sum(member.file_size for member in archive.infolist())
             if size > MAX_UNPACKED_BYTES:
                 raise ValueError(f"it unpacks to {size:,} bytes")
             for name in tqdm(archive.namelist(), desc=f"unpacking {path.stem}", unit="file"):
                 if not name.startswith("__MACOSX/"):
-                    archive.extract(name, folder)
+                    archive.extract(name, folder)  # never outside of it
     except UNPACK_ERRORS as error:
         path.unlink()
         problem = f"not used and removed: {reason(error)}"

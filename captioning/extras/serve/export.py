@@ -1,9 +1,6 @@
-"""A checkpoint as one LiteRT file: CNN, search and vocabulary, for captions without TensorFlow.
+"""A checkpoint as one LiteRT file, with CNN and vocabulary, for captions without TensorFlow.
 
-    python -m captioning export weights/best.safetensors captioner.tflite
-
-Half a minute. The searches need no more of the model than its steps: they are in
-searches.py, in NumPy.
+The searches need no more of the model than its steps: they are in searches.py, in NumPy.
 """
 
 import argparse
@@ -46,8 +43,7 @@ def main(options: argparse.Namespace) -> None:
     information = {"precision": options.precision, "config": asdict(checkpoint.model.config)}
     information |= {"encoder": checkpoint.encoder, "facts": checkpoint.facts}
     information["vocabulary"] = checkpoint.vocabulary.to_json()
-    model = convert(captioner, options.precision)
-    write_light(options.output, model, information)
+    write_light(options.output, convert(captioner, options.precision), information)
     log(f"wrote {options.output}, {Path(options.output).stat().st_size / 1e6:.1f} MB")
 
 

@@ -112,19 +112,15 @@ class Table:
     def __init__(self, path: Path):
         require_writable(path)
         require_not_read_only(path)
-        self.path, self._is_outdated, self._rows = path, False, defaultdict(list)  # by image
+        self.path, self._rows = path, defaultdict(list)  # by image
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape") if path.exists() else ""
         if text[: len(HEAD)] != HEAD[: len(text)]:
             raise InputError(f"{path}: expected a CSV file that begins {HEAD}; choose another name")
-        rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
+        rows = list(filter(None, csv.reader(io.StringIO(text, newline=""))))[1:]
         is_torn = not text.endswith("\n") or (rows and len(rows[-1]) < 3)
         for row in rows[:-1] if is_torn else rows:
             self._rows[row[0]].append(row)
-        if is_torn:
-            self._save()
-
-    def _save(self) -> None:
-        write_bytes(self.path, csv_bytes([HEAD.split(","), *chain(*self._rows.values())]))
+        self.close()
 
     def has(self, image: Path) -> bool:
         """Whether the image has a row."""
@@ -134,7 +130,6 @@ class Table:
         """Append a row; unless `append`, `close` removes the earlier ones of the image."""
         if self.has(image) and not append:
             del self._rows[str(image)]
-            self._is_outdated = True
         row = (str(image), caption.text, f"{caption.confidence:.4f}")
         try:
             with self.path.open("ab") as file:
@@ -144,9 +139,8 @@ class Table:
         self._rows[row[0]].append(row)
 
     def close(self) -> None:
-        """Remove the rows that were replaced."""
-        if self._is_outdated:
-            self._save()
+        """Write all rows, without those that were replaced or cut off."""
+        write_bytes(self.path, csv_bytes([HEAD.split(","), *chain(*self._rows.values())]))
 
 
 class Metadata:

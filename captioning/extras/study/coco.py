@@ -15,7 +15,6 @@ def write_results(path: str | os.PathLike, images: Sequence[str], captions: Sequ
     """Write a list of {"image_id", "caption"}; the ids are COCO's if all names carry them."""
     found = [NAME.fullmatch(Path(image).name) for image in images]
     ids = [int(match[1]) for match in found] if all(found) else list(images)
-    pairs = zip(ids, captions, strict=True)
-    results = [{"image_id": id_, "caption": text} for id_, text in pairs]
+    results = [{"image_id": id_, "caption": text} for id_, text in zip(ids, captions, strict=True)]
     write_bytes(path, json_bytes(results, None))
     log(f"wrote {path}; image_id: {'COCO numbers' if all(found) else 'file names'}")

@@ -1,7 +1,5 @@
 """Two models on one split: the differences of their scores, and whether they may be chance.
 
-    python -m captioning compare A B --split dev --data prepared --report compare.html
-
 The paired bootstrap (Koehn 2004) scores both models on 10,000 draws of the images.
 """
 
@@ -12,7 +10,7 @@ import numpy as np
 
 from captioning import metrics
 from captioning.config import BEAM_WIDTH, add_search_options
-from captioning.errors import InputError, log
+from captioning.errors import log
 from captioning.extras.study import bootstrap
 from captioning.files import require_writable
 
@@ -35,7 +33,7 @@ class Comparison:
         words = f"{self.scores[0][name] - self.scores[1][name]:+.1f}"
         if name not in self.drawn:
             return words
-        low, high = bootstrap.interval(self.drawn[name])
+        low, high = np.percentile(self.drawn[name], bootstrap.ENDS)
         return f"{words} (95 %: {low:+.1f} to {high:+.1f}), {in_words(self.p_value(name))}"
 
     def p_value(self, name: str) -> float:
@@ -110,11 +108,9 @@ def evaluate_models(options: argparse.Namespace) -> tuple:
 
 
 def compare(first, second) -> Comparison:
-    """Compare two Evaluations of a split; InputError if they have no image in common."""
+    """Compare two Evaluations of a split, on the images that both scored."""
     shared = set(first.images) & set(second.images)
     images = [image for image in first.images if image in shared]
-    if not images:
-        raise InputError("no image was scored with both models; compare models of the same data")
     captions, scores, statistics = [], [], []
     for result in (first, second):
         places = [place for place, image in enumerate(result.images) if image in shared]

@@ -1,10 +1,8 @@
 """A blind review: people say which of two models' captions is better.
 
-    python -m captioning review A B --split dev --sheet sheet.csv --n 100
-    python -m captioning review --sheet sheet.csv
-
-The first command writes both captions of each image in random order, and whose they are into
-sheet-key.csv. Write A, B or = into the column `better`; the second command then counts.
+With two checkpoints `python -m captioning review` writes both captions of each image in random
+order, and whose they are into sheet-key.csv. People write A, B or = into the column `better`;
+without checkpoints the command then counts.
 """
 
 import argparse
