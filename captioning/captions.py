@@ -123,9 +123,9 @@ class PhotoCaptioner:
 
     def with_names(self):
         """Let `caption_features` give the right names, `named` of them; returns the captioner."""
-        from captioning.extras.serve.names import named
+        from captioning.extras.serve.names import find_and_name
 
-        self.named, self.caption_features = 0, partial(named, self, self.caption_features)
+        self.named, self.caption_features = 0, partial(find_and_name, self, self.caption_features)
         return self
 
     def caption(

@@ -78,7 +78,7 @@ def test_a_better_model_is_told_from_chance_and_a_model_equals_itself():
     assert same.in_words("BLEU-4").startswith("+0.0 (95 %: +0.0 to +0.0), may be chance")
     assert {same.p_value(name) for name in same.drawn} == {1.0}
     assert "about 24 times in 100 (p = 0.24)" in in_words(0.24)
-    assert "less than once in 1,000 times (p < 0.001)" in in_words(0.0002)
+    assert "about 0.02 times in 100 (p = 0.0002)" in in_words(0.0002)
 
 
 def test_models_are_compared_on_the_images_that_both_were_scored_on():

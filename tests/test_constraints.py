@@ -133,6 +133,8 @@ def test_constraints_that_cannot_hold_are_reported():
     for problem, arguments in {
         "cat: is not a word that this model knows": {"forbid": ["cat"]},
         "doggs: is not a word that this model knows; it knows dogs, dog": {"require": ["doggs"]},
+        "dog: is both required and forbidden": {"require": ["dog"], "forbid": ["dogs", "dog"]},
+        "9 words are required, expected up to 8": {"require": "abcdefghi"},
         "captions of 7 to 21 words: this model writes up to 20": {"max_words": 21},
         "captions of 5 to 4 words": {"min_words": 5, "max_words": 4},
         "captions of 2 to 1 words": {"require": ["dog", "grass"], "max_words": 1},

@@ -126,6 +126,8 @@ def test_damaged_archives_are_rejected(tmp_path):
 def test_files_that_cannot_be_read_say_what_to_do(tmp_path):
     with pytest.raises(InputError, match=r"x\.vec: no such file"):
         read_vectors(tmp_path / "x.vec", ["dog"])
+    with pytest.raises(InputError, match=r"x\.bin\.gz: unpack it first"):
+        read_vectors(write(tmp_path / "x.bin.gz", ""), ["dog"])
     with zipfile.ZipFile(tmp_path / "glove.zip", "w") as archive:
         archive.writestr("glove.50d.txt", TEXT)
         archive.writestr("glove.100d.txt", TEXT)

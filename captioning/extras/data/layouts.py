@@ -110,12 +110,6 @@ def find_reader(folder: Path, files: list[Path]) -> Reader:
     raise InputError(f"{folder}: {finding}; expected images and one of {expected}\n{remedy}")
 
 
-def leads_outside(name: str) -> bool:
-    """Whether an image name is absolute or contains "..", by the rules of POSIX or Windows."""
-    path = PureWindowsPath(name)  # it takes both slashes
-    return bool(path.drive or path.root) or ".." in path.parts
-
-
 def match_names(
     captions: Captions, splits: Splits, folder: Path, images: set[str], counts: Counter[str]
 ) -> tuple[Captions, Splits]:
@@ -155,4 +149,6 @@ def match_names(
 def _key(name: str) -> str:
     """What the spellings of a name have in common; COCO's of 2014 and 2017 share a number."""
     key = COCO_NAME.sub(r"\1", normalize("NFC", name).replace("\\", "/").casefold())
-    return key.rpartition("/")[2] if leads_outside(name) else key
+    path = PureWindowsPath(name)  # it takes both slashes
+    leads_outside = path.drive or path.root or ".." in path.parts
+    return key.rpartition("/")[2] if leads_outside else key

@@ -27,6 +27,8 @@ def read_vectors(path: str | Path, words: Iterable[str]) -> WordVectors:
     path, words = Path(path), list(words)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected word vectors (.vec, .vec.gz, .zip, .bin)")
+    if path.name.lower().endswith((".bin.gz", ".bin.zip")):
+        raise InputError(f"{path}: unpack it first; a compressed .bin model cannot be read")
     try:
         source = (_read_binary if path.suffix.lower() == ".bin" else _read_text)(path, words)
     except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:

@@ -37,8 +37,8 @@ class Devices:
         self._replicas = strategy.num_replicas_in_sync // workers  # in this process
         self._settings, self.is_chief = settings, worker == 0
 
-    def _replica(self, context: tf.distribute.ReplicaContext | None = None) -> int:
-        """Which of this process's replicas a context is; None: the one that is running."""
+    def _replica(self, context=None) -> int:
+        """The number, in this process, of the replica of `context`, or of the running one."""
         context = context or tf.distribute.get_replica_context()
         everywhere = tf.get_static_value(context.replica_id_in_sync_group)
         return int(everywhere) - self._worker * self._replicas
@@ -81,18 +81,17 @@ class Devices:
                     part = np.array_split(array, self._replicas)[number]
                     no_words = np.zeros((1, *array.shape[1:]), array.dtype)  # one image's
                     parts.append(part if len(part) else no_words)
-            return tf.nest.map_structure(self._first, compiled(*parts))
+            local = self._strategy.experimental_local_results
+            return tf.nest.map_structure(lambda value: local(value)[0], compiled(*parts))
 
         return call
-
-    def _first(self, value):
-        return self._strategy.experimental_local_results(value)[0]
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         """The sum of an array over all processes."""
 
         def mine(context):
-            return tf.constant(values * (self._replica(context) == 0), tf.float64)
+            is_first = self._replica(context) == 0
+            return tf.constant(values if is_first else np.zeros_like(values), tf.float64)
 
         parts = self._strategy.experimental_distribute_values_from_function(mine)
         return self._strategy.reduce("SUM", parts, axis=None).numpy()

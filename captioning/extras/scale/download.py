@@ -5,6 +5,7 @@ folder itself appears in one rename, when both archives are complete, checked an
 """
 
 import argparse
+import contextlib
 import hashlib
 import shutil
 import struct
@@ -33,6 +34,7 @@ PAUSE_SECONDS = 1.0  # doubled after each of them
 TIMEOUT_SECONDS = 20.0
 CHUNK_BYTES = 1 << 16
 UNPACK_ERRORS = zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, ValueError
+UNPACK_ERRORS += FileExistsError, IsADirectoryError, NotADirectoryError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +77,11 @@ def download_flickr8k(folder: Path, source: str = SOURCE) -> None:
                 for name in ARCHIVES:
                     (work / name).unlink()
             finally:
-                if not any(path.stat().st_size for path in work.iterdir()):  # nothing has arrived
-                    shutil.rmtree(work)
+                for name in (".lock", *(f"{name}.part" for name in ARCHIVES)):
+                    if (work / name).exists() and not (work / name).stat().st_size:
+                        (work / name).unlink()
+                with contextlib.suppress(OSError):  # not empty: what has arrived stays
+                    work.rmdir()
     except OSError as error:
         raise write_error(folder, error, NEEDED_BYTES) from error
 
@@ -114,8 +119,10 @@ def _transfer(session: requests.Session, url: str, part: Path) -> None:
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
         content_range = response.headers.get("Content-Range", "")
         if response.status_code == requests.codes.requested_range_not_satisfiable:
+            if content_range == f"bytes */{present}":
+                return  # it was complete
             part.write_bytes(b"")
-            raise requests.ConnectionError("nothing is left to send, or it is another file")
+            raise requests.ConnectionError("the server has another file than before")
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
             present = 0

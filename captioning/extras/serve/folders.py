@@ -117,8 +117,8 @@ class Table:
         if text[: len(HEAD)] != HEAD[: len(text)]:
             raise InputError(f"{path}: expected a CSV file that begins {HEAD}; choose another name")
         rows = list(filter(None, csv.reader(io.StringIO(text, newline=""))))[1:]
-        is_torn = not text.endswith("\n") or (rows and len(rows[-1]) < 3)
-        for row in rows[:-1] if is_torn else rows:
+        self._is_outdated = not text.endswith("\n") or bool(rows and len(rows[-1]) < 3)
+        for row in rows[:-1] if self._is_outdated else rows:
             self._rows[row[0]].append(row)
         self.close()
 
@@ -130,6 +130,7 @@ class Table:
         """Append a row; unless `append`, `close` removes the earlier ones of the image."""
         if self.has(image) and not append:
             del self._rows[str(image)]
+            self._is_outdated = True
         row = (str(image), caption.text, f"{caption.confidence:.4f}")
         try:
             with self.path.open("ab") as file:
@@ -139,8 +140,10 @@ class Table:
         self._rows[row[0]].append(row)
 
     def close(self) -> None:
-        """Write all rows, without those that were replaced or cut off."""
-        write_bytes(self.path, csv_bytes([HEAD.split(","), *chain(*self._rows.values())]))
+        """Remove the rows that were replaced or cut off."""
+        if self._is_outdated:
+            write_bytes(self.path, csv_bytes([HEAD.split(","), *chain(*self._rows.values())]))
+            self._is_outdated = False
 
 
 class Metadata:

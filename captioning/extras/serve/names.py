@@ -11,9 +11,8 @@ kind that captions use, as singular/plural. Classes of other kinds are never nam
 
 import csv
 import functools
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from safetensors import safe_open
@@ -37,23 +36,8 @@ SHIPPED = (str(LIGHT), str(LIGHT.with_suffix(".safetensors")))  # the captioners
 ENGLISH = {"a", "is", "the"}
 SHOWN = 0.1  # probability from which things are in the JSON
 
-
-class Thing(NamedTuple):
-    """What the classifier recognises."""
-
-    word: str
-    plural: str
-    kind: str
-    probability: float
-
-
-class Form(NamedTuple):
-    """A word that captions use for things."""
-
-    word: str
-    is_plural: bool
-    kind: str
-    group: str  # of kinds that are alike
+Thing = namedtuple("Thing", "word plural kind probability")  # what the classifier recognises
+Form = namedtuple("Form", "word is_plural kind group")  # a word for things; groups: kinds alike
 
 
 @functools.cache
@@ -105,8 +89,8 @@ def familiarity(feature: np.ndarray) -> float:
     return float((training_images() @ pooled).max() / np.linalg.norm(pooled))
 
 
-def named(captioner: PhotoCaptioner, find, features: np.ndarray, *search, **options):
-    """As `find`, its `caption_features`, with the right names if the bundled CNN is its encoder."""
+def find_and_name(captioner, find, features: np.ndarray, *search, **options) -> list[Caption]:
+    """What `find`, its own `caption_features`, finds, with names if the bundled CNN encodes."""
     captions = find(features, *search, **options)
     if captioner.encoder_name != BUNDLED or not ENGLISH.issubset(captioner.vocabulary.words):
         return captions

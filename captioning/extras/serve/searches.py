@@ -21,6 +21,7 @@ from captioning.config import LENGTH_PENALTY
 from captioning.errors import InputError
 from captioning.vocabulary import END, PAD, START, TOKENIZERS, UNKNOWN, Vocabulary
 
+MOST_REQUIRED = 8  # words; each doubles the number of beams
 # English words that end at most one in 10,000 of Flickr8k's training captions
 UNFINISHED = "a an the and of with at to is are for as his their its into while through that"
 Found = list[tuple[list[int], list[float]]]  # captions: ids up to END, and log-probabilities
@@ -48,11 +49,15 @@ class Constraints(NamedTuple):
     def parse(cls, vocabulary: Vocabulary, config, options) -> "Constraints":
         """Of `caption`'s options, for a model with this configuration, or InputError."""
         required, forbidden = (_ids(vocabulary, x) for x in (options.require, options.forbid))
+        if both := required & forbidden:
+            raise InputError(f"{vocabulary.words[min(both)]}: is both required and forbidden")
+        if len(required) > MOST_REQUIRED:
+            raise InputError(f"{len(required)} words are required, expected up to {MOST_REQUIRED}")
         own, most = cls.of(config, options.beam_width), options.max_words or config.max_words
         least = min(own.min_words, most) if options.min_words is None else options.min_words
         if not (fewest := max(least, len(required))) <= most <= config.max_words:
             problem = f"captions of {fewest} to {most} words: this model writes up to"
-            raise InputError(f"{problem} {config.max_words}; change --min-words or --max-words")
+            raise InputError(f"{problem} {config.max_words}; change the constraints")
         return cls(
             max_words=most,
             min_words=least,

@@ -8,7 +8,7 @@ import numpy as np
 from captioning import metrics
 
 RESAMPLES, AT_ONCE = 10_000, 100
-ENDS = [2.5, 97.5]  # percentiles: of the 95 % interval
+PERCENTILES = [2.5, 97.5]  # the ends of the 95 % interval
 DIVERSITY = (
     "{vocabulary:,} different words, {distinct:.0%} of the captions distinct, {copied:.0%} copied "
     "word for word from training, {length:.1f} words per caption"
@@ -25,13 +25,13 @@ def bootstrap(statistics: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
         drawn = rng.integers(images, size=(AT_ONCE, images)) + images * np.arange(AT_ONCE)[:, None]
         times = np.bincount(drawn.ravel(), minlength=AT_ONCE * images).reshape(AT_ONCE, images)
         drawn_sums.append(times @ statistics)
-    return metrics.score_sums(np.concatenate(drawn_sums), images)  # of (resamples, 12)
+    return metrics.score_sums(np.concatenate(drawn_sums), images)  # sums: (resamples, 12)
 
 
 def intervals(statistics: np.ndarray) -> dict[str, list[float]]:
     """The 95 % interval of each score, [low, high], by `statistics` as for `bootstrap`."""
     drawn = bootstrap(statistics)
-    return {name: np.percentile(values, ENDS).tolist() for name, values in drawn.items()}
+    return {name: np.percentile(values, PERCENTILES).tolist() for name, values in drawn.items()}
 
 
 def score_table(result, intervals: dict[str, list], facts: dict[str, str]) -> str:

@@ -33,7 +33,7 @@ class Comparison:
         words = f"{self.scores[0][name] - self.scores[1][name]:+.1f}"
         if name not in self.drawn:
             return words
-        low, high = np.percentile(self.drawn[name], bootstrap.ENDS)
+        low, high = np.percentile(self.drawn[name], bootstrap.PERCENTILES)
         return f"{words} (95 %: {low:+.1f} to {high:+.1f}), {in_words(self.p_value(name))}"
 
     def p_value(self, name: str) -> float:
@@ -45,11 +45,9 @@ class Comparison:
 
 def in_words(p: float) -> str:
     """What a p-value says."""
-    often, size = f"about {100 * p:.2g} times in 100", f"p = {p:.2g}"
-    if p < 0.001:
-        often, size = "less than once in 1,000 times", "p < 0.001"
+    often = f"about {100 * p:.2g} times in 100 (p = {p:.2g})"
     verdict = "more than chance" if p < CHANCE else "may be chance"
-    return f"{verdict}: between equals, chance makes one as large {often} ({size})"
+    return f"{verdict}: between equals, chance makes one as large {often}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

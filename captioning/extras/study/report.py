@@ -30,7 +30,8 @@ PICTURE_QUALITY = 65  # of JPEG: about 25 KB per picture
 def build_report(result: Evaluation, facts: dict[str, str], captioner, other=None) -> dict:
     """What the page shows of `result`, beside an `other` model's Evaluation.
 
-    An image's `attention` is float (words of the caption, rows, columns), or None.
+    Of an image `cider_d` is x 100, `path` may be missing, `attention` is float (words of the
+    caption, rows, columns) or None, as what is of the other model.
     """
     rows, others = {"this model": result.scores}, {}
     if other:
@@ -57,7 +58,7 @@ def write_report(path: str | os.PathLike, report: dict) -> None:
     """Write `report` as one self-contained HTML page, or InputError if that is impossible."""
     source = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     images = sorted(report["images"], key=lambda image: (-image["cider_d"], image["name"]))
-    cider_d = [image["cider_d"] for image in images]
+    cider_d, history = [image["cider_d"] for image in images], report["history"]
     ticks = MaxNLocator(12, steps=[1, 2, 5, 10])
     edges = ticks.tick_values(0, max(20, np.percentile(cider_d, 98)))[:-1]  # the last bin is open
     bins = np.digitize(cider_d, edges[1:])
@@ -67,7 +68,7 @@ def write_report(path: str | os.PathLike, report: dict) -> None:
         report=report,
         nonce=secrets.token_hex(16),  # texts of others cannot know it
         metrics=sorted(metrics, key=lambda name: name != "CIDEr-D"),
-        charts=report["history"] and {p[0]: _chart(p, report["history"]) for p in PANELS},
+        charts={p[0]: _chart(p, history) for p in PANELS if history},
         edges=edges.tolist(),
         counts=np.bincount(bins, minlength=len(edges)).tolist(),
         cards=zip(images, bins.tolist(), map(_picture, images), strict=True),

@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "address to listen on; 0.0.0.0 lets other computers in (default: %(default)s)"
     add("--host", default="127.0.0.1", help=text)
     add("--model", metavar="FILE", help="a checkpoint or .tflite file (default: the shipped one)")
+    add("--encoder", metavar="FILE", help="the model's encoder, if it is not found by its name")
 
 
 def main(options: argparse.Namespace) -> None:
@@ -66,7 +67,8 @@ def main(options: argparse.Namespace) -> None:
     with listen(options.host, options.port) as listener:  # fails before the model is loaded
         if options.host not in LOCAL:
             log(f"warning: everyone who can reach {options.host} can use the page; it has no login")
-        captioner = load_captioner(options.model or LIGHT)
+        default = None if options.encoder else LIGHT
+        captioner = load_captioner(options.model or default, encoder=options.encoder)
         describe(captioner, Image.new("RGB", (64, 64)))  # compiles the search if it is Keras'
         model = Path(options.model).name if options.model else "the pretrained captioner"
         server = make_server(captioner, model, options.host)
