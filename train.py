@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import math
 import time
+from importlib.util import find_spec
 
 from captioning.config import Config
 from captioning.errors import ArgumentParser, InputError, log, run
@@ -36,6 +37,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if problem := Config.from_options(options).contradiction():
         parser.error(problem)
+    if not find_spec("tensorflow"):
+        remedy = '. .venv/bin/activate, or pip install ".[train]"'
+        parser.exit(2, f"error: TensorFlow is not installed in this environment; {remedy}\n")
     return options
 
 
