@@ -173,9 +173,7 @@ def test_the_web_page_shows_alternatives_and_attention(file, photographs):
 def test_a_package_that_is_missing_is_one_line():
     hidden = "import sys; sys.modules['keras'] = None; from captioning import __main__; "
     code = f"{hidden}sys.argv = ['caption', 'a.jpg', '--model', 'x']; __main__.installed()"
-    for name, arguments in {"keras": ["-c", code], "TensorFlow": ["-S", "train.py"]}.items():
-        done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT
-        )
+    for name, args in {"keras": ["-c", code], "TensorFlow": ["-S", "train.py"]}.items():
+        done = subprocess.run([sys.executable, *args], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {name} is not installed in this environment; . .v")
