@@ -73,7 +73,8 @@ def recognise(feature: np.ndarray) -> list[Thing]:
     """The things in a picture, by its features (P, C) or (C,); the most probable first."""
     kernel, bias, classes = classifier()
     pooled = feature.reshape(-1, len(kernel)).mean(0, np.float32)
-    logits = pooled @ kernel.astype(np.float32) + bias
+    parts = np.array_split(kernel, 8, axis=1)  # a copy in float32 takes 5 MB
+    logits = np.concatenate([pooled @ part.astype(np.float32) for part in parts]) + bias
     exponentials, sums = np.exp(logits - logits.max()), defaultdict(float)
     for row, part in zip(classes, (exponentials / exponentials.sum()).tolist(), strict=True):
         sums[row["word"], row["plural"], row["kind"]] += part
