@@ -9,7 +9,7 @@ from test_constraints import begin
 from test_decoding import MAX_WORDS, Constant, Scripted
 
 from captioning.captioner import Captioner
-from captioning.extras.serve.consensus import agreement
+from captioning.extras.serve.consensus import BLEU_WEIGHT, MATCHED, WORDS, agreement, bleu_gain
 from captioning.extras.serve.searches import sample
 from captioning.metrics import CiderD, ngram_counts
 from captioning.vocabulary import END, SPECIALS, START, UNKNOWN, Vocabulary
@@ -37,11 +37,16 @@ def test_captions_are_spread_in_proportion_to_their_probabilities():
     assert max(abs(counts[caption] - n * free[caption]) for caption in free) < 1.001
 
 
-def test_agreement_is_the_mean_cider_d_with_rarity_from_the_words():
-    encode = lambda text: VOCABULARY.encode(text.split())[1:]  # noqa: E731
-    others = [encode(text) for text in ("a dog runs", "a dog runs", "a dog", "a cat runs")]
-    captions = [encode(text) for text in ("a dog runs", "a cat runs", "dog", "a")]
-    found = agreement(VOCABULARY, captions, others)
+def encode(*texts):
+    return [VOCABULARY.encode(text.split())[1:] for text in texts]
+
+
+OTHERS = encode("a dog runs", "a dog runs", "a dog", "a cat runs")
+
+
+def test_agreement_has_the_mean_cider_d_with_rarity_from_the_words():
+    others, captions = OTHERS, encode("a dog runs", "a cat runs", "dog", "a")
+    found = agreement(VOCABULARY, captions, others) - BLEU_WEIGHT * bleu_gain(captions, others)
     # 64 documents in which words are independent: "a dog" in 32, "cat runs" in 1, "dog runs" in 4
     shares = {4: 1, 5: 1 / 2, 6: 1 / 8, 7: 1 / 8, END: 1}
     ngrams = set().union(*map(ngram_counts, captions + others))
@@ -53,6 +58,14 @@ def test_agreement_is_the_mean_cider_d_with_rarity_from_the_words():
     assert found == pytest.approx(np.mean(each, axis=1))
     assert found.argmax() == 0
     assert found[3] < found[2]  # "a" says nothing
+
+
+def test_the_gain_in_bleu_is_of_n_grams_that_one_of_five_has():
+    chance = {n: 1 - (1 - n / 4) ** 5 for n in range(5)}  # of n-grams that n of the four have
+    ones, twos = (chance[4] + 2 * chance[3]) / MATCHED[0], (chance[3] + chance[2]) / MATCHED[1]
+    gain = (ones + twos + chance[2] / MATCHED[2]) / 4 - 4 / WORDS  # of "a dog runs"
+    expected = [gain, chance[3] / MATCHED[0] / 4 - 3 / WORDS]
+    assert bleu_gain(encode("a dog runs", "runs runs"), OTHERS) == pytest.approx(expected)
 
 
 def test_the_caption_that_agrees_best_comes_first(script, tiny_checkpoint, photographs):

@@ -1,8 +1,7 @@
 """A scored split as one web page: `python test.py --split dev --report report.html`.
 
 The page, made of the Jinja template `report.html`, stands alone: pictures are embedded, and its
-content security policy allows these and the page's own style and script, nothing else. A thousand
-photographs take about twenty seconds and 30 MB.
+content security policy allows these and the page's own style and script, nothing else.
 """
 
 import base64

@@ -38,7 +38,6 @@ SHOWN = 5  # captions of the beam: the best and its alternatives
 MAX_BYTES = 20_000_000  # of an image file
 READ_AT_ONCE = 4  # image files in memory; other requests wait unread
 BODY_SECONDS = 60  # in which an image file must have arrived
-MAX_CONNECTIONS = 256  # further ones are answered 503
 STOP_SECONDS = 1  # from Ctrl-C until requests in progress are dropped
 
 FOLDER = Path(__file__).parent
@@ -97,12 +96,8 @@ def make_server(captioner: PhotoCaptioner, model_name: str, host="127.0.0.1") ->
     photographs = [p for p in sorted(shipped("images").glob("*.jpg")) if p.stem != "captioned"]
     files = {f"/{name}": FOLDER / name for name in ("page.css", "page.js")}
     files |= {f"/examples/{path.name}": path for path in photographs}
-    settings = {
-        "model": model_name,
-        "attention": captioner.has_attention,
-        "examples": [path.name for path in photographs],
-        "limit": MAX_BYTES,
-    }
+    settings = {"model": model_name, "attention": captioner.has_attention, "limit": MAX_BYTES}
+    settings["examples"] = [path.name for path in photographs]
     page = (FOLDER / "page.html").read_text(encoding="utf-8")
     page = page.replace("%%settings", html.escape(json.dumps(settings)))
     reading, captioning = asyncio.Semaphore(READ_AT_ONCE), asyncio.Lock()
@@ -136,8 +131,8 @@ def make_server(captioner: PhotoCaptioner, model_name: str, host="127.0.0.1") ->
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
         exception_handlers=dict.fromkeys((InputError, ClientDisconnect, TimeoutError), reject),
     )
-    limits = {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": STOP_SECONDS}
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", **limits))
+    options = {"log_level": "warning", "timeout_graceful_shutdown": STOP_SECONDS}
+    return uvicorn.Server(uvicorn.Config(app, **options))
 
 
 def describe(captioner: PhotoCaptioner, photograph: Photograph) -> dict:
