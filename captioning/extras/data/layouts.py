@@ -84,7 +84,7 @@ def _load(path: Path, *lists: str) -> dict[str, list]:
     return content
 
 
-FLICKR8K, FLICKR30K, COCO = (f"dataset_{name}.json" for name in ("flickr8k", "flickr30k", "coco"))
+FLICKR30K, COCO = "dataset_flickr30k.json", "dataset_coco.json"
 read_json_lines = partial(read_lines, '{"image": "a.jpg", "caption": "..."}', parse_json)
 read_bars = partial(read_lines, "a.jpg| 0| a caption", partial(re.split, r"\|[^|]*\|", maxsplit=1))
 READERS = (
@@ -94,7 +94,7 @@ READERS = (
     Reader("captions_*2017.json", "coco-2017", COCO, read_coco),
     Reader("captions.csv", "plain-csv", "", read_csv),
     Reader("captions.jsonl", "plain-jsonl", "", read_json_lines),
-    Reader(FLICKR8K, "karpathy-flickr8k", "", read_karpathy),
+    Reader("dataset_flickr8k.json", "karpathy-flickr8k", "", read_karpathy),
     Reader(FLICKR30K, "karpathy-flickr30k", "", read_karpathy),
     Reader(COCO, "karpathy-coco", "", read_karpathy),
 )

@@ -21,7 +21,7 @@ def read_vectors(path: str | Path, words: Iterable[str]) -> WordVectors:
     """Read the vectors of `words`, or InputError if the file is damaged or has none of them.
 
     Text (`.vec`, GloVe's `.txt`, also as `.gz` or `.zip`) is streamed: memory grows with the words
-    found. FastText's `.bin` also has vectors of unknown words; it takes 12 GB for two million.
+    found. FastText's `.bin` also has vectors of unknown words; two million words take 12 GB.
     """
     path, words = Path(path), list(words)
     if not path.is_file():

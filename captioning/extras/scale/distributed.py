@@ -59,8 +59,7 @@ class Devices:
 
     def part(self, images: int) -> slice:
         """Which images of a batch this process computes; none if there are fewer than workers."""
-        first, end = (images * n // self._workers for n in (self._worker, self._worker + 1))
-        return slice(first, end)
+        return slice(*(images * n // self._workers for n in (self._worker, self._worker + 1)))
 
     def run(self, step, signature: list):
         """Compile a step, a function of the arrays of this process's part of a batch."""
@@ -90,8 +89,7 @@ class Devices:
         """The sum of an array over all processes."""
 
         def mine(context):
-            is_first = self._replica(context) == 0
-            return tf.constant(values if is_first else np.zeros_like(values), tf.float64)
+            return tf.constant(values * (self._replica(context) == 0), tf.float64)
 
         parts = self._strategy.experimental_distribute_values_from_function(mine)
         return self._strategy.reduce("SUM", parts, axis=None).numpy()

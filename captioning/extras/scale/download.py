@@ -91,8 +91,7 @@ def fetch(url: str, path: Path) -> None:
     part.touch()
     session = requests.Session()
     del session.adapters["http://"]  # redirects to it are rejected too
-    for host in ("127.0.0.1", "localhost"):
-        session.mount(f"http://{host}:", requests.adapters.HTTPAdapter())
+    session.mount("http://127.0.0.1:", requests.adapters.HTTPAdapter())
     fruitless = 0
     while not path.exists():
         present = part.stat().st_size

@@ -47,9 +47,10 @@ def merge_shards(folder: str | Path) -> FeatureCache:
     names = [place.name for place in places]
     count = int(names[0].rpartition("-")[2])
     expected = [f"shard-{n:0{len(str(count))}}-of-{count}" for n in range(1, count + 1)]
-    if differing := sorted({*names} ^ {*expected}):
-        problem = f"{', '.join(differing[:9])} missing, or of another run than {names[0]}"
-        raise InputError(f"{folder}: {problem}; make it with {MADE_BY}, or remove it")
+    if others := sorted({*names} - {*expected}):
+        raise InputError(f"{folder}: {names[0]} and {others[0]}; remove those of one run")
+    if missing := sorted({*expected} - {*names}):
+        raise InputError(f"{folder}: {', '.join(missing[:9])} missing; make it with {MADE_BY}")
     with locked(folder):
         shards = [FeatureCache.open(place) for place in places]
         parts = [read_json(place / "index.json", MADE_BY) for place in places]

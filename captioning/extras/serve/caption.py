@@ -79,7 +79,7 @@ def find_captioner(options: argparse.Namespace):
     if changed and not options.sample:
         raise InputError(f"--{changed[0].replace('_', '-')} goes with --sample")
     if options.sample and (is_constrained or options.n_best > 1 or options.consensus):
-        raise InputError("--sample draws freely: without --n-best, --consensus and constraints")
+        raise InputError("--sample draws freely; leave out --n-best, --consensus, constraints")
     light = None if options.encoder else LIGHT
     names = options.names and not options.sample and not is_constrained
     captioner = load_captioner(options.model or light, encoder=options.encoder, names=names)

@@ -16,15 +16,14 @@ from captioning.extras.serve.searches import sample
 from captioning.metrics import CiderD, ngram_counts
 from captioning.vocabulary import START, Vocabulary
 
-BLEU_WEIGHT = 0.9  # beside CIDEr-D, 0 to 10; chosen on the dev split of Flickr8k
-MATCHED, WORDS = (7.1, 5.1, 2.7, 1.4), 9.6  # of a caption: n-grams, n = 1 to 4, that match; words
+BLEU_WEIGHT = 0.9  # beside CIDEr-D; chosen on the dev split of Flickr8k
+MATCHED, WORDS = (8.1, 5.1, 2.7, 1.4), 9.6  # n-grams that match, and words, of a caption there
 
 
 def agreement(vocabulary: Vocabulary, captions: list, others: list) -> np.ndarray:
-    """The mean CIDEr-D of each of `captions` with `others`, and `bleu_gain`; ids up to END.
+    """The mean CIDEr-D of each of `captions` with `others`, plus its weighted BLEU-4 gain.
 
-    An n-gram counts as rare as if its words were independent, by their numbers in the training
-    captions: the n-grams of these are not at hand.
+    Captions are ids up to END. An n-gram counts as rare as if its words were independent.
     """
     documents = vocabulary.counts[START]
     ngrams = set().union(*map(ngram_counts, captions + others))
@@ -38,11 +37,15 @@ def bleu_gain(captions: list, others: list) -> np.ndarray:
     """What each of `captions` adds to the logarithm of a split's BLEU-4, but for constants.
 
     To first order (Tromble et al. 2008, "Lattice Minimum Bayes-Risk Decoding for Statistical
-    Machine Translation"), with five of `others` as references, of which one must have an n-gram.
+    Machine Translation"), with five of `others` as references, without brevity penalty.
     """
-    found = Counter(ngram for other in others for ngram in ngram_counts(other[:-1]))
-    worth = {g: (1 - (1 - n / len(others)) ** 5) / MATCHED[len(g) - 1] for g, n in found.items()}
-    gains = [sum(worth.get(ngram, 0) for ngram in ngram_counts(c[:-1])) / 4 for c in captions]
+
+    def numbered(caption):  # clipping: the second "a" of a caption matches the second of another
+        return [(g, k) for g, count in ngram_counts(caption[:-1]).items() for k in range(count)]
+
+    found = Counter(ngram for other in others for ngram in numbered(other))
+    worth = {g: (1 - (1 - n / len(others)) ** 5) / MATCHED[len(g[0]) - 1] for g, n in found.items()}
+    gains = [sum(worth.get(ngram, 0) for ngram in numbered(c)) / len(MATCHED) for c in captions]
     return np.array(gains) - np.array(list(map(len, captions))) / WORDS
 
 

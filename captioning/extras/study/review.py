@@ -48,6 +48,8 @@ def main(options: argparse.Namespace) -> None:
     texts = [dict(zip(result.images, result.captions, strict=True)) for result in results]
     both = [image for image in texts[0] if image in texts[1]]
     different = [image for image in both if texts[0][image] != texts[1][image]]
+    if not different:
+        raise InputError(f"both models say the same of all {len(both):,} images")
     rng = np.random.default_rng()
     rows, names = [COLUMNS], [COLUMNS[:3]]
     for image in rng.permutation(different)[: options.n].tolist():

@@ -33,7 +33,6 @@ from captioning.errors import InputError, log
 from captioning.files import shipped
 from captioning.images import Photograph, load_image
 
-LOCAL, ANY = ("127.0.0.1", "localhost", "::1"), ("0.0.0.0", "::")
 SHOWN = 5  # captions of the beam: the best and its alternatives
 MAX_BYTES = 20_000_000  # of an image file
 READ_AT_ONCE = 4  # image files in memory; other requests wait unread
@@ -64,24 +63,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C."""
     with listen(options.host, options.port) as listener:  # fails before the model is loaded
-        if options.host not in LOCAL:
+        if options.host not in ("127.0.0.1", "localhost"):
             log(f"warning: everyone who can reach {options.host} can use the page; it has no login")
         default = None if options.encoder else LIGHT
         captioner = load_captioner(options.model or default, encoder=options.encoder)
         describe(captioner, Image.new("RGB", (64, 64)))  # compiles the search if it is Keras'
         model = Path(options.model).name if options.model else "the pretrained captioner"
         server = make_server(captioner, model, options.host)
-        host = socket.gethostname() if options.host in ANY else options.host
-        host = f"[{host}]" if ":" in host else host
+        host = socket.gethostname() if options.host == "0.0.0.0" else options.host
         log(f"Open http://{host}:{listener.getsockname()[1]}/ in a browser. Ctrl-C stops it.")
         server.run([listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
     """Open the port; InputError if it is in use, or `host` is not of this computer."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port))
     except OSError as error:
         problem = f"cannot listen on {host}, port {port} ({error})"
         raise InputError(f"{problem}; choose another --port or --host") from None
