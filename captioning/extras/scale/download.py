@@ -28,6 +28,7 @@ ARCHIVES = {
     "Flickr8k_Dataset.zip": ("f18a1e2920de5bd84dae7cf08ec78978", "."),
 }
 NEEDED_BYTES = 2_300_000_000  # the archives, and as much again unpacked
+MAX_UNPACKED_BYTES = 4 << 30  # a small archive can unpack to more than the disk holds
 ATTEMPTS = 4  # in a row without a new byte
 PAUSE_SECONDS = 1.0  # doubled after each of them
 TIMEOUT_SECONDS = 20.0
@@ -91,7 +92,8 @@ def fetch(url: str, path: Path) -> None:
     part.touch()
     session = requests.Session()
     del session.adapters["http://"]  # redirects to it are rejected too
-    session.mount("http://127.0.0.1:", requests.adapters.HTTPAdapter())
+    for host in ("127.0.0.1", "localhost"):
+        session.mount(f"http://{host}:", requests.adapters.HTTPAdapter())
     fruitless = 0
     while not path.exists():
         present = part.stat().st_size
@@ -141,6 +143,9 @@ def unpack(path: Path, folder: Path, md5: str = "") -> None:
         if md5 and found.hexdigest() != md5:
             raise ValueError(f"MD5 sum {found.hexdigest()}, expected {md5}")
         with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > MAX_UNPACKED_BYTES:
+                raise ValueError(f"it unpacks to {size:,} bytes")
             for name in tqdm(archive.namelist(), desc=f"unpacking {path.stem}", unit="file"):
                 if not name.startswith("__MACOSX/"):
                     archive.extract(name, folder)  # never outside of it

@@ -21,11 +21,8 @@ MATCHED, WORDS = (8.1, 5.1, 2.7, 1.4), 9.6  # n-grams that match, and words, of 
 
 
 def agreement(vocabulary: Vocabulary, captions: list, others: list) -> np.ndarray:
-    """The mean CIDEr-D of each of `captions` with `others`, plus its weighted BLEU-4 gain.
-
-    Captions are ids up to END. An n-gram counts as rare as if its words were independent.
-    """
-    documents = vocabulary.counts[START]
+    """The mean CIDEr-D of each of `captions`, ids up to END, plus its weighted BLEU-4 gain."""
+    documents = vocabulary.counts[START]  # in which an n-gram's words count as independent
     ngrams = set().union(*map(ngram_counts, captions + others))
     shares = {g: math.prod(vocabulary.counts[word] / documents for word in g) for g in ngrams}
     frequencies = {g: min(max(1, share * documents), documents) for g, share in shares.items()}

@@ -1,7 +1,4 @@
-"""How sure a score is: scores of 10,000 resamples of the images. METEOR has none.
-
-The others are functions of sums over the images: a resample's captions are not looked at again.
-"""
+"""How sure a score is: scores of 10,000 resamples of the images. METEOR, not a sum, has none."""
 
 import numpy as np
 
