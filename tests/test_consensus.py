@@ -16,6 +16,8 @@ from captioning.vocabulary import END, SPECIALS, START, UNKNOWN, Vocabulary
 
 # as often as if words were independent: "a" in all 64 captions, "dog" in half, the others in 8
 VOCABULARY = Vocabulary([*SPECIALS, "a", "dog", "cat", "runs"], [0, 64, 64, 0, 64, 32, 8, 8])
+encode = lambda *texts: [VOCABULARY.encode(text.split())[1:] for text in texts]  # noqa: E731
+OTHERS = encode("a dog runs", "a dog runs", "a dog", "a cat runs")
 
 
 def test_captions_are_spread_in_proportion_to_their_probabilities():
@@ -37,13 +39,6 @@ def test_captions_are_spread_in_proportion_to_their_probabilities():
     assert max(abs(counts[caption] - n * free[caption]) for caption in free) < 1.001
 
 
-def encode(*texts):
-    return [VOCABULARY.encode(text.split())[1:] for text in texts]
-
-
-OTHERS = encode("a dog runs", "a dog runs", "a dog", "a cat runs")
-
-
 def test_agreement_has_the_mean_cider_d_with_rarity_from_the_words():
     others, captions = OTHERS, encode("a dog runs", "a cat runs", "dog", "a")
     found = agreement(VOCABULARY, captions, others) - BLEU_WEIGHT * bleu_gain(captions, others)
@@ -63,10 +58,9 @@ def test_the_gain_in_bleu_is_of_n_grams_that_one_of_five_has_as_often():
     ones, twos = (chance[4] + 2 * chance[3]) / MATCHED[0], (chance[3] + chance[2]) / MATCHED[1]
     gain = (ones + twos + chance[2] / MATCHED[2]) / 4 - 4 / WORDS  # of "a dog runs"
     assert bleu_gain(encode("a dog runs"), OTHERS) == pytest.approx([gain])
-    gain = (1 + 1 - 1 / 2**5) / MATCHED[0] / 4 - 3 / WORDS  # one of two has the second "a"
-    assert bleu_gain(encode("a a"), encode("a runs a", "cat a")) == pytest.approx([gain])
-    captions = encode("a dog runs runs", "runs")  # CIDEr-D prefers the first, BLEU the second
-    assert agreement(VOCABULARY, captions, encode("a", "a cat", "dog")).argmax() == 1
+    twice = bleu_gain(encode("a a"), encode("a runs a", "cat a"))  # one of two has the second "a"
+    assert twice == pytest.approx((1 + 1 - 1 / 2**5) / MATCHED[0] / 4 - 3 / WORDS)
+    assert agreement(VOCABULARY, encode("a dog runs runs", "runs"), encode("a", "dog")).argmax()
 
 
 def test_the_caption_that_agrees_best_comes_first(script, tiny_checkpoint, photographs):

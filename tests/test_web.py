@@ -146,6 +146,12 @@ def test_a_hundred_at_once_are_captioned_one_after_another(server):
         assert set(pool.map(lambda _: server.caption(photograph())[0], range(100))) == {200}
 
 
+def test_connections_are_limited(monkeypatch):
+    monkeypatch.setattr(web, "MAX_CONNECTIONS", 4)
+    with serving(FakeCaptioner()) as client, client.connect(4):
+        assert client.caption(photograph())[0] == 503
+
+
 def test_only_the_page_and_the_examples_are_served(server):
     assert b"fake.safetensors" in server.ask("GET", "/")[2]
     assert server.ask("GET", "/examples/cat.jpg")[1]["Content-Type"] == "image/jpeg"

@@ -37,6 +37,7 @@ SHOWN = 5  # captions of the beam: the best and its alternatives
 MAX_BYTES = 20_000_000  # of an image file
 READ_AT_ONCE = 4  # image files in memory; other requests wait unread
 BODY_SECONDS = 60  # in which an image file must have arrived
+MAX_CONNECTIONS = 256  # further ones are answered 503
 STOP_SECONDS = 1  # from Ctrl-C until requests in progress are dropped
 
 FOLDER = Path(__file__).parent
@@ -128,8 +129,8 @@ def make_server(captioner: PhotoCaptioner, model_name: str, host="127.0.0.1") ->
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
         exception_handlers=dict.fromkeys((InputError, ClientDisconnect, TimeoutError), reject),
     )
-    options = {"log_level": "warning", "timeout_graceful_shutdown": STOP_SECONDS}
-    return uvicorn.Server(uvicorn.Config(app, **options))
+    limits = {"limit_concurrency": MAX_CONNECTIONS, "timeout_graceful_shutdown": STOP_SECONDS}
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", **limits))
 
 
 def describe(captioner: PhotoCaptioner, photograph: Photograph) -> dict:
