@@ -138,8 +138,8 @@ def fit(options: argparse.Namespace, prepared: Prepared, devices) -> None:
             minutes = (time.monotonic() - started) / 60
             print(epoch_line(run, last_epoch, minutes, sample), flush=True)
             if board:
-                rate = float(steps.optimizer.learning_rate)
-                board.add_epoch(run.history[-1] | {"learning_rate": rate})
+                optimizer = steps.optimizer if epoch <= config.epochs else critic.optimizer
+                board.add_epoch(run.history[-1] | {"learning_rate": float(optimizer.learning_rate)})
     if board:
         board.add_word_vectors()
     if devices.is_chief:

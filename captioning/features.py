@@ -92,7 +92,7 @@ def cache_folder(prepared: str | Path, encoder_name: str, mirrored: bool = False
 
 def open_caches(data: str, encoder: str | None = None, mirrored: bool = True) -> list[FeatureCache]:
     """The cache of a prepared folder (of its only encoder if None), then any mirrored one."""
-    place = Path(data, "features")
+    place = Path(data, "features").expanduser()
     found = sorted(path.parent.name for path in place.glob("*/index.json"))
     names = [encoder] if encoder else [name for name in found if not name.endswith("-mirrored")]
     if not names:

@@ -100,7 +100,7 @@ class Prepared:
             self.image_folder = (folder / self.description["image_folder"]).resolve()
             self.split_origin: str = self.description["split_origin"]
             self.splits: dict[str, int] = self.description["splits"]  # name -> images
-            self.max_words: int = self.description["max_words"]
+            self.max_words: int = min(self.description["max_words"], 1000)  # as Config's
         except KeyError as error:
             raise _unusable(path, f"lacks {error}") from None
 

@@ -17,7 +17,7 @@ class Run:
     """A training run and its folder: the history (one dict per epoch), and how it resumes.
 
     `checkpoint` is the model and what is saved with it; `variables` are all that an epoch starts
-    from; a run is the same run if `settings` (JSON-ready) are equal.
+    from; a run is the same run if `settings` (JSON-ready) are equal but for `epochs`.
     """
 
     def __init__(self, folder: str, checkpoint: Checkpoint, variables: list, settings: dict):
@@ -77,4 +77,5 @@ class Run:
 
     def _copy_best(self) -> None:
         best = self._epoch_file(best_epoch(self.history))
-        write_bytes(self.folder / BEST_FILE, best.read_bytes())
+        if best.exists():  # else it was removed, and BEST_FILE is its copy
+            write_bytes(self.folder / BEST_FILE, best.read_bytes())

@@ -82,10 +82,11 @@ def test_the_folder_moves_with_its_images(tmp_path, folder):
 def test_a_tilde_is_the_home_folder_and_a_split_may_be_empty(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     splits = SPLITS | {"test": []}
-    write_captions("~/prepared", dataset(tmp_path, splits), vocabulary(), 30, {})
+    write_captions("~/prepared", dataset(tmp_path, splits), vocabulary(), 3000, {})
     write_embeddings("~/prepared", embedding(vocabulary()), "vectors.vec")
     assert len(Prepared("~/prepared").embeddings()) == len(vocabulary())
     prepared = Prepared(tmp_path / "prepared")
+    assert prepared.max_words == 1000  # as long as captions of a model can be
     assert (prepared.references("test"), len(prepared.tokens("test"))) == ([], 0)
 
 

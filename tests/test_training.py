@@ -21,18 +21,14 @@ from captioning.files import read_tensors, tensor_bytes
 from captioning.losses import cross_entropy
 from captioning.model import MergeDecoder
 from captioning.prepared import Prepared
+from captioning.runs import Run
 from captioning.steps import OneDevice, Steps
 from captioning.vocabulary import END, PAD, START
 
 # --- the loss ----------------------------------------------------------------------------------
 
-CAPTIONS = np.array(
-    [
-        [[START, 4, 5, END, PAD], [START, 6, END, PAD, PAD]],
-        [[START, 7, 4, 4, END], [PAD, PAD, PAD, PAD, PAD]],
-    ],
-    np.int32,
-)
+ONE, TWO = [[START, 4, 5, END, PAD], [START, 6, END, PAD, PAD]], [[START, 7, 4, 4, END], [PAD] * 5]
+CAPTIONS = np.array([ONE, TWO], np.int32)  # of two images
 TARGETS = [4, 5, END, 6, END, 7, 4, 4, END]
 
 
@@ -233,7 +229,7 @@ def test_long_captions_are_cut_counted_and_still_end(uneven):
     assert all(caption[-1] == END for caption in found)
 
 
-def test_about_half_of_the_images_come_mirrored(make_prepared, tmp_path):
+def test_about_half_of_the_images_come_mirrored(make_prepared, tmp_path, monkeypatch):
     data = prepare(make_prepared, tmp_path, [1] * 200, (3, 9), mirrored=True)
     drawn = split(data)
     batches = drawn.batches(20, (0, 1))
@@ -244,6 +240,8 @@ def test_about_half_of_the_images_come_mirrored(make_prepared, tmp_path):
     for image, is_mirrored, feature in zip(images, mirrored, features, strict=True):
         np.testing.assert_array_equal(feature, data[1][int(is_mirrored)].pooled[image])
     assert len(open_caches(tmp_path, mirrored=False)) == 1
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(open_caches("~")) == 2
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -284,31 +282,30 @@ def straight(train_tiny, tiny_prepared, tmp_path_factory):
     return train_tiny(tiny_prepared, tmp_path_factory.mktemp("straight"), *SETTINGS)
 
 
-class Stopped(BaseException):
-    """Stands for the end of the process."""
-
-
 def test_a_resumed_run_ends_with_the_same_bytes(
     straight, train_tiny, tiny_prepared, tmp_path, monkeypatch
 ):
     """Whatever the clock says: stopped after the first epoch and before the self-critical one."""
-    from captioning.runs import Run
-
     save = Run.save
 
     def save_and_stop(run):
         save(run)
         if len(run.history) in (1, 3):
-            raise Stopped
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "save", save_and_stop)
         for resumes in ((), ("--resume",)):
-            with pytest.raises(Stopped):
+            with pytest.raises(KeyboardInterrupt):
                 train_tiny(tiny_prepared, tmp_path, *SETTINGS, *resumes)
     for _ in range(2):  # the second has nothing left to do
         train_tiny(tiny_prepared, tmp_path, *SETTINGS, "--resume")
         assert contents(tmp_path) == contents(straight)
+    for path in tmp_path.glob("epoch-*"):  # removed for their space
+        path.unlink()
+    train_tiny(tiny_prepared, tmp_path, *SETTINGS, "--resume")
+    assert contents(tmp_path).items() <= contents(straight).items()
+    assert (tmp_path / "best.safetensors").exists()
 
 
 def test_an_epoch_leaves_its_files(straight):
