@@ -112,12 +112,14 @@ def test_a_narrow_search_is_beam_search_and_still_says_what_is_required(width):
         assert [ids for ids, _ in found] == plain
         found = search(model, FREE._replace(required=each(*WORDS)), width)
         assert set(found[0][0]) == {*WORDS, END}
+        found = search(model, FREE._replace(never_last=frozenset(WORDS[:2])), width)
+        assert {*WORDS[:2]}.isdisjoint(found[0][0][-2:-1])
 
 
 def test_constraints_that_cannot_hold_are_reported():
     vocabulary = Vocabulary([*SPECIALS, "a", "dog", "dogs", "grass", *"bcdefghi"], [0] * 16)
     none = {"require": [], "forbid": [], "min_words": None, "max_words": None, "beam_width": 5}
-    none["no_repeat_ngram"] = None
+    none |= {"no_repeat_ngram": None, "n_best": 1}
     config = Config(max_words=20, min_words=7, no_repeat_ngram=3)
 
     def parse(**options):
@@ -130,6 +132,7 @@ def test_constraints_that_cannot_hold_are_reported():
     assert parse(max_words=5)[:3] == (5, 5, 3)
     assert Constraints.of(Config(max_words=5, min_words=9), 5).min_words == 5
     assert parse(beam_width=1, require=["dog"])[:3] == (20, 0, 0)
+    assert parse(beam_width=1, n_best=2)[:3] == (20, 7, 3)
     for problem, arguments in {
         "cat: is not a word that this model knows": {"forbid": ["cat"]},
         "doggs: is not a word that this model knows; it knows dogs, dog": {"require": ["doggs"]},

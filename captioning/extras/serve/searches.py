@@ -53,19 +53,16 @@ class Constraints(NamedTuple):
             raise InputError(f"{vocabulary.words[min(both)]}: is both required and forbidden")
         if len(required) > MOST_REQUIRED:
             raise InputError(f"{len(required)} words are required, expected up to {MOST_REQUIRED}")
-        own, most = cls.of(config, options.beam_width), options.max_words or config.max_words
+        own = cls.of(config, max(options.beam_width, options.n_best))
+        most = options.max_words or config.max_words
         least = min(own.min_words, most) if options.min_words is None else options.min_words
         if not (fewest := max(least, len(required))) <= most <= config.max_words:
             problem = f"captions of {fewest} to {most} words: this model writes up to"
             raise InputError(f"{problem} {config.max_words}; change the constraints")
-        return cls(
-            max_words=most,
-            min_words=least,
-            ngram=own.ngram if options.no_repeat_ngram is None else options.no_repeat_ngram,
-            required=frozenset(frozenset({word}) for word in required),
-            forbidden=forbidden,
-            never_last=known_ids(vocabulary, UNFINISHED.split()),
-        )
+        ngram = own.ngram if options.no_repeat_ngram is None else options.no_repeat_ngram
+        required = frozenset(frozenset({word}) for word in required)
+        never_last = known_ids(vocabulary, UNFINISHED.split())
+        return cls(most, least, ngram, required, forbidden, never_last)
 
     def unmet(self, words: list[int]) -> frozenset[frozenset[int]]:
         """The requirements that `words` do not meet."""
@@ -113,9 +110,9 @@ def beam_search(
 ) -> Found:
     """The `n_best` captions that `captioning.decoding` finds, of those within `limits`.
 
-    Width 1 is greedy decoding, or as close as required words allow. InputError if there is none.
+    Width 1 is greedy decoding unless there are constraints. InputError if there is no caption.
     """
-    is_greedy = width == 1 and not limits.required
+    is_greedy = width == 1 and limits == Constraints(limits.max_words)
     alive, finished = [Unfinished(0.0, 0, [], [])], []
     for t in range(limits.max_words + 1):
         last, rows = [START] * width, [0] * width  # LiteRT is slow where the number changes
