@@ -5,14 +5,13 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from captioning.errors import InputError, reason
 
-Photograph = str | os.PathLike | BinaryIO | Image.Image | np.ndarray
+Photograph = str | os.PathLike | io.IOBase | Image.Image | np.ndarray
 """A file, by name or open; a PIL image; uint8 (height, width, 3) RGB or (height, width) grey."""
 
 SQUEEZE_SIZE = 224  # pixels; Flickr8k is often distributed at this size
@@ -54,7 +53,7 @@ def list_images(places: Iterable[str | os.PathLike], recursive: bool = False) ->
             found = sorted(place.rglob("*") if recursive else place.iterdir())
             found = [path for path in found if path.suffix.lower() in suffixes and path.is_file()]
             found = [path for path in found if "/." not in f"/{path.relative_to(place).as_posix()}"]
-        paths += found or [place]  # opening it is an error
+        paths += found or [place if place.name else place.absolute()]  # opening it is an error
     return paths
 
 

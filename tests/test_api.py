@@ -1,6 +1,7 @@
 """The three lines of Python that others write, and the page that explains them."""
 
 import doctest
+import io
 import re
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def test_a_file_an_image_and_an_array_of_one_picture_are_one(captioner, photogra
         colour, grey = image.convert("RGB"), image.convert("L")
         found = captioner.describe([path, image, colour, np.asarray(colour)])
     assert len({one.text for one in found}) == 1
+    assert captioner.describe(io.BytesIO(path.read_bytes())).text == found[0].text
     likelihoods = [one.log_probability for one in found]
     assert likelihoods == pytest.approx([likelihoods[0]] * 4, abs=1e-4)
     from_image, from_array = captioner.describe([grey, np.asarray(grey)])

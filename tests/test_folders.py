@@ -118,8 +118,10 @@ def test_pictures_of_one_name_are_reported_and_skipped(album, captioner, capsys)
 
 def test_what_cannot_be_written_is_one_error_and_nothing_is_lost(album, captioner, capsys):
     (album / "notes.csv").write_text("name;caption\n1;mine")
+    (album / "odd.csv").write_text('image,caption,confidence\n1.png,"red,0.5\n2.png,a,0.5\n')
     expected = {"notes.csv": "expected a CSV", "1.png": "expected a CSV", "inner": "is a folder"}
-    for name, message in (expected | {"1.png/x.csv": "cannot be written"}).items():
+    expected |= {"odd.csv": "quote in the row of 1.png", "1.png/x.csv": "cannot be written"}
+    for name, message in expected.items():
         before = {path: path.read_bytes() for path in album.glob("[!.]*.*")}
         with pytest.raises(InputError, match=message):
             main(["caption", str(album), "--csv", str(album / name)])

@@ -261,9 +261,11 @@ def test_a_png_with_much_text_is_read(tmp_path):
     np.testing.assert_array_equal(load_image(tmp_path / "a.png", 24), squeezed(photograph(), 24))
 
 
-def test_folders_are_listed_without_what_is_no_picture(tmp_path):
+def test_folders_are_listed_without_what_is_no_picture(tmp_path, monkeypatch):
     for name in ("b.JPG", "a.png", ".hidden.jpg", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "c.png").mkdir()
     listed = list_images([tmp_path / "x.jpg", tmp_path, tmp_path / "c.png"])
     assert [path.name for path in listed] == ["x.jpg", "a.png", "b.JPG", "c.png"]
+    monkeypatch.chdir(tmp_path / "c.png")
+    assert list_images(["."]) == [tmp_path / "c.png"]

@@ -1,6 +1,7 @@
 """The right name for what is in the picture."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_names_are_given_with_the_bundled_cnn_and_english_words_alone():
 
 
 def test_what_the_captioner_has_never_seen_is_a_guess_or_named_alone(monkeypatch):
-    monkeypatch.setattr(Scripted, "source", str(LIGHT))
+    monkeypatch.setattr(Scripted, "source", os.path.relpath(LIGHT))
     monkeypatch.setattr(names, "familiarity", lambda feature: 0.95)
     assert named("a man is on the grass", screwdriver=0.9).naming["guess"]
     monkeypatch.setattr(names, "familiarity", lambda feature: 0.8)

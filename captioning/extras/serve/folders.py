@@ -27,6 +27,7 @@ INSTALL = "Debian: apt install libimage-exiftool-perl, macOS: brew install exift
 # exiftool would outlive this process if that was killed; cat ends with it
 EXIFTOOL = r"{ cat; printf '%s\n' -stay_open False; } | exiftool -stay_open True -@ - 2>&1"
 DONE = b"{ready}\n"
+csv.field_size_limit(2**31 - 1)  # a quote that is not closed reaches to the end of the table
 
 
 class Outputs:
@@ -117,6 +118,8 @@ class Table:
         if text[: len(HEAD)] != HEAD[: len(text)]:
             raise InputError(f"{path}: expected a CSV file that begins {HEAD}; choose another name")
         rows = list(filter(None, csv.reader(io.StringIO(text, newline=""))))[1:]
+        if text.endswith("\n") and rows and len(rows[-1]) == 2:  # no row that a kill cut off
+            raise InputError(f"{path}: the quote in the row of {rows[-1][0]} is not closed")
         self._is_outdated = not text.endswith("\n") or bool(rows and len(rows[-1]) < 3)
         for row in rows[:-1] if self._is_outdated else rows:
             self._rows[row[0]].append(row)

@@ -13,6 +13,7 @@ import csv
 import functools
 from collections import defaultdict, namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
@@ -32,7 +33,7 @@ SURE_OF_OTHERS, LIKELY_OF_OTHERS = 0.5, 0.5  # of all other groups
 STRANGE = 0.9  # `familiarity` below which the name of a thing is all that is said
 OFTEN = 0.01  # of the training captions: the captioner itself knows a word that is in so many
 FAMILIAR = shipped("data/pretrained/familiar.safetensors")
-SHIPPED = (str(LIGHT), str(LIGHT.with_suffix(".safetensors")))  # the captioners that have it
+SHIPPED = (LIGHT, LIGHT.with_suffix(".safetensors"))  # the captioners that have it
 ENGLISH = {"a", "is", "the"}
 SHOWN = 0.1  # probability from which things are in the JSON
 
@@ -59,8 +60,7 @@ def training_images() -> np.ndarray:
 @functools.cache
 def forms() -> list[Form]:
     """The words of all kinds, singulars last: of `fish`, which is both, that counts."""
-    rows = _read_table("kinds.csv")
-    pairs = [(pair.split("/"), row) for row in rows for pair in row["words"].split()]
+    pairs = [(p.split("/"), r) for r in _read_table("kinds.csv") for p in r["words"].split()]
     return [Form(p[i], i == 1, row["kind"], row["group"]) for i in (1, 0) for p, row in pairs]
 
 
@@ -95,15 +95,14 @@ def find_and_name(captioner, find, features: np.ndarray, *search, **options) -> 
     captions = find(features, *search, **options)
     if captioner.encoder_name != BUNDLED or not ENGLISH.issubset(captioner.vocabulary.words):
         return captions
-    pairs = zip(features, captions, strict=True)
-    captions = [name(captioner, feature, caption) for feature, caption in pairs]
+    captions = [name(captioner, *pair) for pair in zip(features, captions, strict=True)]
     captioner.named += sum(bool(caption.naming["name"]) for caption in captions)
     return captions
 
 
 def name(captioner: PhotoCaptioner, feature: np.ndarray, caption: Caption) -> Caption:
     """The caption of an encoded image, or another with the name of what is surely in it."""
-    likeness = familiarity(feature) if captioner.source in SHIPPED else 1.0
+    likeness = familiarity(feature) if Path(captioner.source).resolve() in SHIPPED else 1.0
     thing, *_ = things = recognise(feature)
     seen = {t.word: round(t.probability, 4) for t in things if t.probability >= SHOWN}
     caption = replace(caption, naming={"name": "", "recognised": seen, "guess": likeness < 1})
