@@ -96,7 +96,7 @@ def caption_images(captioner, paths: list[Path], options: argparse.Namespace) ->
         if options.attention:
             features = captioner.encode([load_image(paths[0], captioner.image_size)])
             maps = captioner.attention(features, texts)
-            sheet = attention_sheet(pictures[0], texts[0], maps[0])
+            sheet = attention_sheet(pictures[0], captions[0][1].words, maps[0])
         else:
             sheet = captioned_sheet(pictures, texts)
         save_figure(sheet, options.save)

@@ -57,7 +57,7 @@ def test_attention_keeps_the_picture_recognisable(tmp_path):
     shown[:, 20:] = (250, 0, 0)
     maps = np.full((2, 2, 2), 1e-6)
     maps[0, 0, 1] = maps[1, 1, 0] = 1
-    plots.save_figure(sheets.attention_sheet(shown, "red dark", maps), tmp_path / "a.png")
+    plots.save_figure(sheets.attention_sheet(shown, ("red", "dark"), maps), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as drawn:
         pixels = np.asarray(drawn.convert("RGB"))
     line = pixels[40]  # through the upper half of the pictures

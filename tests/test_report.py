@@ -45,6 +45,7 @@ def report(tmp_path):
         ("missing.jpg", tmp_path / "missing.jpg", "", ["A hotdog"], 40.0, None),
     ]
     images = [dict(zip(columns, image, strict=True), other_caption=None) for image in images]
+    images = [image | {"words": image["caption"].split()} for image in images]
     rows = {"this model": {"BLEU-4": 20.04, "CIDEr-D": 50.06}, "floor": {"CIDEr-D": 5.5}}
     diversity = {"vocabulary": 1234, "distinct": 0.625, "copied": 0.0, "length": 9.71}
     report = {"title": "Captions of dev", "facts": {"split": "dev"}, "images": images}
@@ -64,6 +65,7 @@ def hostile(report, text):
     """Put `text` wherever the caller's words go."""
     one = report["images"][1] | {"name": text, "caption": text, "references": [text, text]}
     one |= {"attention": np.ones((len(text.split()), 3, 4)), "other_caption": text}
+    one["words"] = text.split()
     one["other_cider_d"] = 1.0
     images = [one, one | {"attention": None}, one | {"path": one["path"] / "none"}]
     rows = {text: {"CIDEr-D": 1.0, text: 2.0}}
@@ -126,7 +128,7 @@ def test_a_report_is_built_of_two_evaluations(tiny_prepared, tiny_grid_checkpoin
     assert [image["other_caption"] for image in report["images"]] == two.captions
     for image in report["images"]:
         maps = image["attention"]
-        assert len(image["caption"].split()) == (0 if maps is None else len(maps))
+        assert len(image["words"]) == (0 if maps is None else len(maps))
 
 
 @pytest.fixture

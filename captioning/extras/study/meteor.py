@@ -33,10 +33,9 @@ def meteor(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> di
         command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", jar, *files]
         command += ["-l", "en", "-norm", "-r", str(most)]
         try:
-            finished = subprocess.run(
-                command, capture_output=True, text=True, check=True, timeout=TIMEOUT_SECONDS
-            )
-            return {"METEOR": 100 * float(finished.stdout.rpartition("Final score:")[2])}
+            how = {"stderr": subprocess.PIPE, "text": True, "timeout": TIMEOUT_SECONDS}
+            printed = subprocess.check_output(command, **how)
+            return {"METEOR": 100 * float(printed.rpartition("Final score:")[2])}
         except (OSError, subprocess.SubprocessError, ValueError) as error:
             warnings.warn(f"METEOR is left out: {error}", stacklevel=2)
             return {}

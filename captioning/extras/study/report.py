@@ -21,6 +21,7 @@ from captioning.evaluation import Evaluation
 from captioning.files import write_bytes
 from captioning.images import load_thumbnail
 from captioning.plots import PANELS, history_figure
+from captioning.vocabulary import TOKENIZERS
 
 PICTURE_SIZE = 448  # pixels of the longer side; smaller originals keep their size
 PICTURE_QUALITY = 65  # of JPEG: about 25 KB per picture
@@ -37,11 +38,12 @@ def build_report(result: Evaluation, facts: dict[str, str], captioner, other=Non
         rows["other model"] = other.scores
         pairs = zip(other.captions, 100 * other.statistics[:, -1], strict=True)
         others = dict(zip(other.images, pairs, strict=True))
-    images = []
+    images, tokenize = [], TOKENIZERS[captioner.vocabulary.tokenizer]
     columns = (result.images, result.captions, result.references, 100 * result.statistics[:, -1])
     for name, caption, references, cider_d in zip(*columns, strict=True):
         image = {"name": name, "path": result.prepared.image_folder / name, "caption": caption}
-        image |= {"references": references, "cider_d": cider_d, "attention": None}
+        image |= {"words": tokenize(caption), "references": references, "cider_d": cider_d}
+        image["attention"] = None
         image["other_caption"], image["other_cider_d"] = others.get(name, (None, None))
         if captioner.has_attention and caption:
             row = result.cache.rows([name])

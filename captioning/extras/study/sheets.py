@@ -40,10 +40,10 @@ def captioned_sheet(pictures: list[np.ndarray], captions: list[str]) -> plt.Figu
     return figure
 
 
-def attention_sheet(picture: np.ndarray, caption: str, maps: np.ndarray) -> plt.Figure:
+def attention_sheet(picture: np.ndarray, words: tuple[str, ...], maps: np.ndarray) -> plt.Figure:
     """Draw where the model looked for each word: there in colour, elsewhere in pale grey.
 
-    `picture` is uint8 (height, width, 3), `maps` float (words of the caption, rows, columns).
+    `picture` is uint8 (height, width, 3), `maps` float (words, rows, columns).
     """
     grey = 0.5 * picture.mean(axis=-1, keepdims=True) + 80
     panels = [picture]
@@ -54,4 +54,4 @@ def attention_sheet(picture: np.ndarray, caption: str, maps: np.ndarray) -> plt.
     rows = -(-len(panels) // 5)  # as in captioned_sheet
     blanks = -len(panels) % rows
     panels += [np.full_like(picture, 255)] * blanks
-    return captioned_sheet(panels, ["", *caption.split(), *[""] * blanks])
+    return captioned_sheet(panels, ["", *words, *[""] * blanks])
