@@ -15,7 +15,7 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable:
     """An argparse type: numbers of `kind` from `least` to `most`."""
 
     def parse(text: str):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             if math.isfinite(value := kind(text)) and least <= value <= most:
                 return value
         noun = "whole number" if kind is int else "number"

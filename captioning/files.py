@@ -1,7 +1,7 @@
 """Atomic files, a lock on a folder, JSON and tensors.
 
-Everything is written by `replacing`: whenever the process dies, a reader sees the old file or the
-new one, never a part of either.
+Files are written by `replacing`: whenever the process dies, a reader sees the old file or the new
+one, never a part of either. Feature arrays and CSV tables grow in place; their readers know it.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def _discard_temporaries(folder: Path) -> None:
 
 
 def replace_together(files: dict[Path, bytes]) -> None:
-    """Replace related files as a unit, under a lock; the last one is the commit marker."""
+    """Replace related files, where no other run writes; the last one is the commit marker."""
     size, marker = sum(map(len, files.values())), list(files)[-1]
     for folder in {path.parent for path in files if path.parent.exists()}:
         _discard_temporaries(folder)

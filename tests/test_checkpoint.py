@@ -1,5 +1,6 @@
 """A checkpoint: one complete file, safe to load from anybody, the same bytes for the same model."""
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -154,9 +155,9 @@ def test_every_byte_cut_off_is_noticed(tmp_path):
 
 def test_the_configuration_of_the_command_line_is_that_of_the_library():
     """Defaults are stated once."""
-    import argparse
-
     parser = argparse.ArgumentParser()
     Config.add_options(parser)
     assert Config.from_options(parser.parse_args([])) == Config()
     assert Config.from_json(dataclasses.asdict(Config())) == Config()
+    with pytest.raises(ValueError, match="expected a whole number"):
+        Config.from_json({"seed": 10**400})

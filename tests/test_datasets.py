@@ -304,11 +304,7 @@ OUTSIDE = "none of its captions belongs"
         (TOKEN_FILE, "a.jpg#0\tA dog\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
         (TOKEN_FILE, "/etc/group#0\tA dog", OUTSIDE),
         ("captions.jsonl", "{}", "line 1: expected"),
-        (
-            "results.csv",
-            "image_name| n| comment\na.jpg| 4   A",
-            r"line 2: expected a\.jpg\| 0\|",
-        ),
+        ("results.csv", "image_name| n| comment\na.jpg| 4   A", r"line 2: expected a\.jpg\| 0\|"),
     ],
 )
 def test_a_file_without_captions_is_rejected(tmp_path, file, content, said):

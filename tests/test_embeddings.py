@@ -16,12 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from captioning.embeddings import (
-    WordVectors,
-    embedding_matrix,
-    train_fasttext,
-    training_epochs,
-)
+from captioning.embeddings import WordVectors, embedding_matrix, train_fasttext, training_epochs
 from captioning.errors import InputError
 from captioning.extras.data.vectors import read_vectors
 from captioning.vocabulary import END, PAD, SPECIALS, START, UNKNOWN, Vocabulary

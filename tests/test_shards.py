@@ -80,12 +80,7 @@ def test_more_shards_than_batches_are_rejected(tmp_path, make):
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("keep_grid", [False, True])
 def test_merged_shards_are_those_of_a_single_run(
-    tmp_path,
-    damaged,
-    names,
-    make,
-    mirrored,
-    keep_grid,
+    tmp_path, damaged, names, make, mirrored, keep_grid
 ):
     options = {"mirrored": mirrored, "keep_grid": keep_grid}
     single = extract(tmp_path / "single", damaged, names, BatchMinded(), BATCH, **options)
