@@ -138,7 +138,7 @@ class PhotoCaptioner:
         """
         if isinstance(images, Photograph):
             return self.caption([images], n_best, **search)[0]
-        found = self.describe(images, n_best=n_best or 1, **search)
+        found = self.describe(images, n_best=1 if n_best is None else n_best, **search)
         if n_best is None:
             return [caption.text for caption in found]
         return [[c.text for c in (caption, *caption.alternatives)] for caption in found]

@@ -104,7 +104,7 @@ def _unseen(images: list[str], hashes: list[str], trained: list[str], split: str
     if len(unseen) < len(images) / 10:
         problem = f"{counts} were in the model's training data; a score would measure memory"
         raise InputError(f"{problem}. Use a model that was trained on these splits")
-    log(f"left out of the score, since the model was trained on them: {counts}")
+    log(f"left out of the score, since they look like what the model was trained on: {counts}")
     return unseen
 
 

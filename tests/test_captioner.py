@@ -225,7 +225,7 @@ def test_images_that_were_trained_on_are_left_out(
     everything = {**tiny_captions["train"], **tiny_captions["dev"]}
     images = list(everything)  # eight were trained on, four not
     for dev, told, kept in (
-        (images[6:], "trained on them: 2 of the 6 dev images", images[8:]),
+        (images[6:], "trained on: 2 of the 6 dev images", images[8:]),
         (images[8:], "", images[8:]),
     ):
         splits = {"dev": {name: everything[name] for name in dev}}

@@ -37,7 +37,7 @@ class Outputs:
         self.existing, self.skipped, self._pending = options.existing, 0, {}
         if options.sidecar or options.write_metadata:
             for folder in {image.parent for image in images if image.parent.is_dir()}:
-                require_writable(folder / "captions.txt")
+                require_writable(folder / "*")
         self.places = [Table(Path(options.csv))] if options.csv else []
         self.places += [Sidecars()] if options.sidecar else []
         self.places += [Metadata()] if options.write_metadata else []
@@ -119,7 +119,7 @@ class Table:
             raise InputError(f"{path}: expected a CSV file that begins {HEAD}; choose another name")
         rows = list(filter(None, csv.reader(io.StringIO(text, newline=""))))[1:]
         if text.endswith("\n") and rows and len(rows[-1]) == 2:  # no row that a kill cut off
-            raise InputError(f"{path}: the quote in the row of {rows[-1][0]} is not closed")
+            raise InputError(f"{path}: close the quote in the row of {rows[-1][0]}")
         self._is_outdated = not text.endswith("\n") or bool(rows and len(rows[-1]) < 3)
         for row in rows[:-1] if self._is_outdated else rows:
             self._rows[row[0]].append(row)
