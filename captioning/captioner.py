@@ -77,7 +77,7 @@ class Captioner(PhotoCaptioner):
 
     def search(self, features, beam_width, length_penalty, n_best) -> list[Caption]:
         """As `PhotoCaptioner.search`."""
-        options = (int(max(beam_width, n_best)), float(length_penalty), int(n_best))
+        options = (int(beam_width), float(length_penalty), int(n_best))
         batch = tf.constant(features)
         found = self._search(*options, batch.dtype, is_one=len(batch) == 1)(batch)
         images = zip(*(part.numpy() for part in found), strict=True)  # (N, L) of each

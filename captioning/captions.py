@@ -95,18 +95,18 @@ class PhotoCaptioner:
         if min(beam_width, n_best) < 1 or not 0 <= length_penalty <= MAX_LENGTH_PENALTY:
             given = f"{beam_width = }, {n_best = }, {length_penalty = }"
             raise InputError(f"{given}: expected 1 or more, penalty 0 to {MAX_LENGTH_PENALTY:g}")
+        width = max(beam_width, n_best)
         if not consensus:
-            return self.search(features, beam_width, length_penalty, n_best)
+            return self.search(features, width, length_penalty, n_best)
         if beam_width == 1:
             raise InputError("a consensus chooses among the beam's captions: use --beam-width 5")
         from captioning.extras.serve.consensus import agreed
 
-        found = self.search(features, beam_width, length_penalty, max(beam_width, n_best))
-        pairs = zip(features, found, strict=True)
-        return [agreed(self, feature, caption, consensus, n_best) for feature, caption in pairs]
+        beam = self.search(features, width, length_penalty, width)
+        return [agreed(self, *pair, consensus, n_best) for pair in zip(features, beam, strict=True)]
 
     def search(self, features, beam_width: int, length_penalty: float, n_best: int):
-        """As `caption_features`, of the search alone."""
+        """As `caption_features`, of the search alone; `n_best` is at most `beam_width`."""
 
     def look(self, feature: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Where the model looks before each word: ids (1, T) from START on -> weights (T, P)."""

@@ -128,6 +128,7 @@ def test_a_report_is_built_of_two_evaluations(tiny_prepared, tiny_grid_checkpoin
     assert [image["other_caption"] for image in report["images"]] == two.captions
     for image in report["images"]:
         maps = image["attention"]
+        assert image["words"] == image["caption"].split()
         assert len(image["words"]) == (0 if maps is None else len(maps))
 
 

@@ -79,7 +79,7 @@ class LightCaptioner(PhotoCaptioner):
 
     def search(self, features, beam_width, length_penalty, n_best) -> list[Caption]:
         """As `PhotoCaptioner.search`."""
-        limits = Constraints.of(self.config, max(beam_width, n_best))
+        limits = Constraints.of(self.config, beam_width)
         return constrained(self, limits, features, beam_width, length_penalty, n_best)
 
     def look(self, feature: np.ndarray, ids: np.ndarray) -> np.ndarray:

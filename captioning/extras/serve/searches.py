@@ -192,7 +192,7 @@ def constrained(
     captioner, limits: Constraints, features, beam_width, length_penalty=LENGTH_PENALTY, n_best=1
 ) -> list[Caption]:
     """As `search` of the captioner, within `limits`."""
-    search = (limits, max(beam_width, n_best), length_penalty, n_best)
+    search = (limits, beam_width, length_penalty, n_best)
     found = (beam_search(captioner.begin(feature), *search) for feature in features)
     return [Caption.from_search(captioner.vocabulary, captions) for captions in found]
 
